@@ -1,0 +1,109 @@
+"""Who is measured: our servers and the peers, and how each is started."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["CONTENDERS", "HERE", "NODE", "PEERS", "PEER_PYTHON", "Contender"]
+
+HERE = Path(__file__).resolve().parent
+#: All that is built or installed for the benchmarks; git ignores it.
+PEERS = HERE / ".peers"
+PEER_PYTHON = str(PEERS / "venv" / "bin" / "python")
+NODE = "node"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One echo server."""
+
+    name: str
+    #: What it is, in a few words.
+    remark: str
+    #: The interpreter: this one for ours, the one of .peers/venv, or node.
+    runtime: str
+    #: The arguments behind the interpreter; ``{port}`` stands for the port.
+    arguments: tuple[str, ...]
+    #: Code that the interpreter must run without an error before the contender may start.
+    check: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: Whether it can do permessage-deflate.
+    deflate: bool = True
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The whole command line, with ``{port}`` still in it."""
+        return (self.runtime, *self.arguments)
+
+    def environment_for(self, deflate: bool) -> dict[str, str]:
+        """The variables to start it with, over those of this process."""
+        return {
+            "PYTHONPATH": str(HERE.parent) if self.runtime == sys.executable else "",
+            "NODE_PATH": str(PEERS / "node" / "node_modules"),
+            "NODE_ENV": "production",
+            "BENCHMARK_DEFLATE": "1" if deflate else "0",
+            **self.environment,
+        }
+
+
+def _script(folder: str, name: str) -> tuple[str, ...]:
+    return (str(HERE / folder / name), "{port}")
+
+
+def _gunicorn(worker: str, folder: str, app: str) -> tuple[str, ...]:
+    place = ("-b", "127.0.0.1:{port}", "--chdir", str(HERE / folder))
+    options = "-w 1 --worker-connections 20000 --graceful-timeout 1 --no-control-socket --log-level warning"
+    return ("-m", "gunicorn", "-k", worker, *options.split(), *place, app)
+
+
+def _ours(name: str, remark: str, arguments: tuple[str, ...], module: str, pure: bool = False) -> Contender:
+    # A row must not be of another build than it says.
+    wrong_build = "the compiled modules are in use" if pure else "not compiled: python setup.py build_ext --inplace"
+    check = f"""
+import {module}
+from geventws.protocol import codec
+if codec.__file__.endswith(".py") is not {pure}:
+    raise ImportError({wrong_build!r})
+"""
+    return Contender(name, remark, sys.executable, arguments, check, {"GEVENTWS_PURE": "1" if pure else ""})
+
+
+def _node(name: str, remark: str, script: str, *needs: str) -> Contender:
+    check = "; ".join(f"require({need!r})" for need in needs)
+    return Contender(name, remark, NODE, _script("peers", script), check)
+
+
+def _peer(name: str, remark: str, arguments: tuple[str, ...], *needs: str, deflate: bool = True) -> Contender:
+    return Contender(name, remark, PEER_PYTHON, arguments, f"import {', '.join(needs)}", deflate=deflate)
+
+
+_ECHO = _script("servers", "echo.py")
+_FLASK = _script("servers", "flask_echo.py")
+_WORKER = _gunicorn("geventws.Worker", "servers", "echo:app")
+_SOCK = _gunicorn("gevent", "peers", "flask_sock_echo:app")
+
+_ALL = (
+    _ours("geventws", "geventws.WSGIServer, no framework", _ECHO, "geventws.server"),
+    _ours("geventws-gunicorn", "gunicorn -k geventws.Worker, no framework", _WORKER, "geventws.worker"),
+    _ours("geventws-flask", "geventws.WSGIServer, a Flask route", _FLASK, "geventws.flask"),
+    _ours("geventws-pure", "geventws.WSGIServer, nothing compiled", _ECHO, "geventws.server", pure=True),
+    _node("uwebsockets", "C++, as a Node addon", "uwebsockets_echo.js", "uwebsockets"),
+    _node("ws", "Node", "ws_echo.js", "ws", "bufferutil"),
+    _peer("picows", "asyncio, Cython", _script("peers", "picows_echo.py"), "picows"),
+    _peer("aiohttp", "asyncio, partly Cython", _script("peers", "aiohttp_echo.py"), "aiohttp"),
+    _peer("websockets", "asyncio", _script("peers", "websockets_echo.py"), "websockets"),
+    _peer(
+        "gevent-websocket",
+        "gevent.pywsgi with its handler",
+        _script("peers", "gevent_websocket_echo.py"),
+        "gevent",
+        "geventwebsocket",
+        deflate=False,
+    ),
+    _peer("flask-sock", "gunicorn -k gevent, a Flask route", _SOCK, "flask_sock", "gunicorn.workers.ggevent"),
+)
+
+CONTENDERS = {contender.name: contender for contender in _ALL}

@@ -1,0 +1,122 @@
+"""Builds wsload and installs the peers into .peers/, once for each change of what is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from contenders import HERE, NODE, PEER_PYTHON, PEERS, Contender
+from processes import telling_line
+
+__all__ = ["build_wsload", "install", "missing"]
+
+_VENV = PEERS / "venv"
+_NODE = PEERS / "node"
+
+
+def build_wsload() -> Path:
+    """Compiles wsload where its source changed, and gives its path; raises ``CalledProcessError``."""
+    source, binary = HERE / "wsload.c", PEERS / "wsload"
+    stamp = _digest(source)
+    if not binary.exists() or not _stamped(binary, stamp):
+        PEERS.mkdir(exist_ok=True)
+        _say("compiling wsload")
+        _run([os.environ.get("CC", "cc"), "-O2", "-o", str(binary), str(source), "-lz"])
+        _stamp(binary, stamp)
+    return binary
+
+
+def install(contenders: Iterable[Contender]) -> None:
+    """Installs what these contenders need. What fails is told here, and then found by ``missing``."""
+    runtimes = {contender.runtime for contender in contenders}
+    if PEER_PYTHON in runtimes:
+        _install_python(HERE / "peers" / "requirements.txt")
+    if NODE in runtimes:
+        _install_node(HERE / "peers" / "package.json")
+
+
+def missing(contender: Contender) -> str | None:
+    """Why a contender can't run, in a line; None where it can."""
+    if not shutil.which(contender.runtime):
+        return f"there is no {contender.runtime}"
+    command = [contender.runtime, "-e" if contender.runtime == NODE else "-c", contender.check]
+    environment = {**os.environ, **contender.environment_for(deflate=False)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PEERS)
+    return telling_line(done.stderr) if done.returncode else None
+
+
+def _install_python(requirements: Path) -> None:
+    stamp = _digest(requirements) + sys.version
+    if _stamped(_VENV, stamp):
+        return
+    _say("installing the PyPI peers")
+    pip = [PEER_PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    try:
+        _run([sys.executable, "-m", "venv", "--clear", str(_VENV)])
+        try:
+            _run([*pip, "-r", str(requirements)])
+        except subprocess.CalledProcessError:
+            # One of them can't be had: the others still can.
+            complete = True
+            for line in requirements.read_text().splitlines():
+                if line and not line.startswith("#"):
+                    complete &= _try([*pip, line])
+            if not complete:
+                return
+        _stamp(_VENV, stamp)
+    except (OSError, subprocess.CalledProcessError) as error:
+        _say(f"the PyPI peers can't be installed: {error}")
+
+
+def _install_node(manifest: Path) -> None:
+    stamp = _digest(manifest)
+    if _stamped(_NODE, stamp):
+        return
+    _say("installing the Node peers")
+    try:
+        _NODE.mkdir(parents=True, exist_ok=True)
+        shutil.copy(manifest, _NODE)
+        # The addons bring their binaries with them, so that no package's script needs to run.
+        _run(["npm", "install", "--ignore-scripts", "--no-package-lock", "--no-audit", "--no-fund"], cwd=_NODE)
+        _stamp(_NODE, stamp)
+    except (OSError, subprocess.CalledProcessError) as error:
+        _say(f"the Node peers can't be installed: {error}")
+
+
+def _run(command: list[str], cwd: Path | None = None) -> None:
+    try:
+        subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        _say((error.stderr or error.stdout).strip())
+        raise
+
+
+def _try(command: list[str]) -> bool:
+    try:
+        _run(command)
+    except subprocess.CalledProcessError:
+        _say(f"can't be installed: {command[-1]}")
+        return False
+    return True
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _stamped(target: Path, stamp: str) -> bool:
+    file = target.parent / f"{target.name}.stamp"
+    return target.exists() and file.exists() and file.read_text() == stamp
+
+
+def _stamp(target: Path, stamp: str) -> None:
+    (target.parent / f"{target.name}.stamp").write_text(stamp)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

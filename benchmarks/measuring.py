@@ -1,0 +1,145 @@
+"""One measurement: a fresh server on one core, wsload on another."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from contenders import PEERS, Contender
+from processes import ServerFailed, ServerProcess, free_port, pinned
+from works import Work
+
+__all__ = ["IDLE_CONNECTIONS", "Run", "measure"]
+
+IDLE_CONNECTIONS = 5000
+_WARMUP = 1
+_OPENING = 120  # seconds that wsload gives to its connections to open
+_SAMPLE = 0.05
+_SAMPLE_PSS = 0.3
+
+
+@dataclass
+class Run:
+    """What one measurement gave. A figure that there is none of is None."""
+
+    work: str
+    server: str
+    round: int
+    #: "right"; "wrong" where wsload saw a wrong reply or lost a connection; "failed" where there is no figure at all;
+    #: "unable" where the server has no such feature.
+    outcome: str = "right"
+    remark: str = ""
+    rate: float | None = None
+    p50_us: float | None = None
+    p99_us: float | None = None
+    client_cpu: float | None = None
+    server_cpu: float | None = None
+    server_cpu_us: float | None = None
+    rss_bytes: int | None = None
+    connection_bytes: float | None = None
+    wsload: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cores:
+    """The cores of the server and of wsload."""
+
+    server: int
+    client: int
+
+
+def measure(wsload: Path, work: Work, contender: Contender, round_: int, seconds: int, cores: Cores) -> Run:
+    """Measures one contender at one work. Blocks; a server that fails is told in the result."""
+    run = Run(work.name, contender.name, round_)
+    if work.deflate and not contender.deflate:
+        run.outcome = "unable"
+        return run
+    port = free_port()
+    load = pinned(cores.client, [str(wsload)])
+    try:
+        # It starts in a folder without a gunicorn.conf.py, which gunicorn would read.
+        environment = contender.environment_for(work.deflate)
+        with ServerProcess(contender.command, environment, PEERS, cores.server, port) as server:
+            server.wait_ready(work.deflate)
+            if work.mode == "hold":
+                _measure_memory(run, server, load, seconds)
+            else:
+                options = (*work.options, f"-d{seconds}", f"-u{_WARMUP}")
+                _measure_speed(run, server, [*load, work.mode, "127.0.0.1", str(port), "/", *options], seconds)
+                run.rate = run.wsload["sessions_per_s" if work.mode == "connect" else "messages_per_s"]
+                if run.rate and run.server_cpu is not None:
+                    run.server_cpu_us = run.server_cpu / run.rate * 1e6
+    except ServerFailed as error:
+        run.outcome, run.remark = "failed", str(error)
+    return run
+
+
+def _measure_speed(run: Run, server: ServerProcess, command: Sequence[str], seconds: int) -> None:
+    # wsload measures in its last seconds, so what the server used is taken over the same span, counted from the end.
+    samples: list[tuple[float, float]] = []
+    resident = 0
+
+    def sample() -> None:
+        nonlocal resident
+        samples.append((time.monotonic(), server.cpu_seconds()))
+        resident = max(resident, server.rss())
+
+    _load(run, server, command, sample, _SAMPLE, _OPENING + _WARMUP + seconds + 10)
+    end, used_at_end = samples[-1]
+    start, used_at_start = next(item for item in samples if item[0] >= end - seconds)
+    if end > start:
+        run.server_cpu = (used_at_end - used_at_start) / (end - start)
+    run.rss_bytes = resident
+    run.p50_us, run.p99_us = run.wsload["p50_us"], run.wsload["p99_us"]
+    run.client_cpu = run.wsload["client_cpu"]
+
+
+def _measure_memory(run: Run, server: ServerProcess, load: Sequence[str], seconds: int) -> None:
+    # A few sessions go first, so that what a server allocates once is not taken for a connection's share.
+    target = ("127.0.0.1", str(server.port), "/")
+    _load(run, server, [*load, "echo", *target, "-c8", "-w1", "-s125", "-d1", "-u0"], lambda: None, _SAMPLE, _OPENING)
+    count = min(IDLE_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 200)
+    before = server.pss()
+    held: list[int] = []
+    command = [*load, "hold", *target, f"-c{count}", f"-d{seconds}", "-u0"]
+    _load(run, server, command, lambda: held.append(server.pss()), _SAMPLE_PSS, _OPENING + seconds + 10)
+    run.rate = run.wsload["opened"]
+    # Not the last sample: while it was taken, wsload may have begun to hang up.
+    run.connection_bytes = (held[-2:][0] - before) / run.wsload["opened"]
+    run.rss_bytes = server.rss()
+
+
+def _load(
+    run: Run, server: ServerProcess, command: Sequence[str], sample: Callable[[], None], every: float, patience: float
+) -> None:
+    """Runs wsload to its end and samples meanwhile; raises ``ServerFailed`` where it gives no figures."""
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors)
+        deadline = time.monotonic() + patience
+        try:
+            while process.poll() is None:
+                sample()
+                if time.monotonic() > deadline:
+                    raise ServerFailed("wsload did not come to its end")
+                time.sleep(every)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        output.seek(0)
+        errors.seek(0)
+        printed, complaint = output.read().decode(), errors.read().decode(errors="replace").strip()
+    if not printed:
+        last = complaint.splitlines()[-1] if complaint else "no output"
+        raise ServerFailed(f"wsload ended with status {process.returncode}: {last}; server: {server.last_words()}")
+    run.wsload = json.loads(printed)
+    if process.returncode:
+        run.outcome = "wrong"
+        run.remark = ", ".join(f"{run.wsload[name]} {name}" for name in ("failed", "lost", "wrong") if run.wsload[name])

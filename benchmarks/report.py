@@ -1,0 +1,153 @@
+"""The figures as tables and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from contenders import HERE, NODE
+from measuring import Run
+from works import Work
+
+__all__ = ["heading", "medians", "table", "write_json"]
+
+_FIGURES = ("rate", "p50_us", "p99_us", "client_cpu", "server_cpu", "server_cpu_us", "rss_bytes", "connection_bytes")
+_CLIENT_IS_FULL = 0.95
+
+#: A heading, what it shows of a row, and the format.
+Column = tuple[str, Callable[[dict[str, Any]], float | None], str]
+
+
+def medians(runs: Sequence[Run]) -> dict[str, Any]:
+    """The median of each figure over the rounds of one server at one work, and what is to be said beside it."""
+    result: dict[str, Any] = {}
+    for name in _FIGURES:
+        values = [value for run in runs if (value := getattr(run, name)) is not None]
+        result[name] = median(values) if values else None
+    rates = [run.rate for run in runs if run.rate]
+    result["spread"] = (max(rates) - min(rates)) / median(rates) if rates else None
+    result["marks"] = _marks(runs, result["client_cpu"])
+    return result
+
+
+def table(work: Work, runs: Sequence[Run], baseline: str) -> str:
+    """One work's table, and under it what went wrong."""
+    names = list(dict.fromkeys(run.server for run in runs))
+    rows = {name: medians([run for run in runs if run.server == name]) for name in names}
+    columns = _memory_columns() if work.mode == "hold" else _speed_columns(work)
+    if baseline in rows and len(rows) > 1:
+        columns += _ratio_columns(work, rows[baseline])
+    lines = [["server", *(heading for heading, _, _ in columns), ""]]
+    for name, row in rows.items():
+        figures = [form.format(value) if (value := get(row)) is not None else "-" for _, get, form in columns]
+        lines.append([name, *figures, ", ".join(row["marks"])])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    rounds = max(run.round for run in runs)
+    text = [f"{work.name}: {work.title} (medians of {rounds} round{'s' * (rounds > 1)})"]
+    for name, *figures, marks in lines:
+        cells = [name.ljust(widths[0]), *(figure.rjust(width) for figure, width in zip(figures, widths[1:])), marks]
+        text.append("  ".join(cells).rstrip())
+    text += [f"{run.server}, round {run.round}: {run.outcome.upper()}: {run.remark}" for run in runs if run.remark]
+    return "\n".join(text)
+
+
+def write_json(path: Path, works: Sequence[Work], runs: Sequence[Run], options: dict[str, Any]) -> None:
+    """Writes every run and the medians."""
+    summary: dict[str, dict[str, Any]] = {}
+    for work in works:
+        for name in dict.fromkeys(run.server for run in runs):
+            chosen = [run for run in runs if run.work == work.name and run.server == name]
+            if chosen:
+                summary.setdefault(work.name, {})[name] = medians(chosen)
+    document = {
+        "environment": _environment(),
+        "options": options,
+        "works": {work.name: asdict(work) for work in works},
+        "medians": summary,
+        "runs": [asdict(run) for run in runs],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def heading(baseline: str) -> str:
+    """What stands above the tables: the machine, and how to read the ratios."""
+    machine = _environment()
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
+        f"Python {machine['python']}, Node {machine['node']}\n"
+        f"rate ratio: {baseline}'s rate over that server's; cpu ratio: that server's CPU time per message over "
+        f"{baseline}'s.\nAbove 1, {baseline} is the better one. README.md tells how to read the rest."
+    )
+
+
+def _environment() -> dict[str, Any]:
+    """The machine and the versions that the figures hold for."""
+    cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    node = shutil.which(NODE) and subprocess.run([NODE, "--version"], capture_output=True, text=True).stdout.strip()
+    pins = (HERE / "peers" / "requirements.txt").read_text().splitlines()
+    packages = json.loads((HERE / "peers" / "package.json").read_text())["dependencies"]
+    return {
+        "cpu": cpu.group(1) if cpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "node": node,
+        "peers": dict(line.split("==") for line in pins if "==" in line) | packages,
+    }
+
+
+def _speed_columns(work: Work) -> list[Column]:
+    unit = work.unit.removesuffix("s")
+    return [
+        (f"{work.unit}/s", lambda row: row["rate"], "{:,.0f}"),
+        ("spread", lambda row: row["spread"], "{:.0%}"),
+        ("p99 us", lambda row: row["p99_us"], "{:,.0f}"),
+        ("client cpu", lambda row: row["client_cpu"], "{:.2f}"),
+        ("server cpu", lambda row: row["server_cpu"], "{:.2f}"),
+        (f"us/{unit}", lambda row: row["server_cpu_us"], "{:,.2f}"),
+        ("RSS MiB", lambda row: row["rss_bytes"] and row["rss_bytes"] / 2**20, "{:,.0f}"),
+    ]
+
+
+def _memory_columns() -> list[Column]:
+    return [
+        ("connections", lambda row: row["rate"], "{:,.0f}"),
+        ("bytes/connection", lambda row: row["connection_bytes"], "{:,.0f}"),
+        ("RSS MiB", lambda row: row["rss_bytes"] and row["rss_bytes"] / 2**20, "{:,.0f}"),
+    ]
+
+
+def _ratio_columns(work: Work, base: dict[str, Any]) -> list[Column]:
+    def of(name: str, more_is_better: bool) -> Callable[[dict[str, Any]], float | None]:
+        def ratio(row: dict[str, Any]) -> float | None:
+            theirs, ours = row[name], base[name]
+            if not theirs or not ours:
+                return None
+            return float(ours / theirs if more_is_better else theirs / ours)
+
+        return ratio
+
+    if work.mode == "hold":
+        return [("ratio", of("connection_bytes", False), "{:.2f}")]
+    return [("rate ratio", of("rate", True), "{:.2f}"), ("cpu ratio", of("server_cpu_us", False), "{:.2f}")]
+
+
+def _marks(runs: Sequence[Run], client_cpu: float | None) -> list[str]:
+    outcomes = [run.outcome for run in runs]
+    marks = [
+        f"{name.upper()} in {outcomes.count(name)} of {len(runs)}" for name in ("wrong", "failed") if name in outcomes
+    ]
+    if "unable" in outcomes:
+        marks.append("has no permessage-deflate")
+    if client_cpu is not None and client_cpu >= _CLIENT_IS_FULL:
+        marks.append("the client is the limit")
+    return marks

@@ -1,0 +1,61 @@
+"""What is measured: each work is one way to run wsload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["WORKS", "Work"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One row of the comparison."""
+
+    name: str
+    title: str
+    #: wsload's mode and options, without host, port, path and durations.
+    mode: str
+    options: tuple[str, ...]
+    #: What one unit of the rate is.
+    unit: str = "messages"
+    #: Whether permessage-deflate is offered, and the servers run with it.
+    deflate: bool = False
+
+
+WORKS = {
+    work.name: work
+    for work in (
+        Work("echo", "echo of 125 B text, 64 connections, 1 in flight", "echo", ("-c64", "-w1", "-s125")),
+        Work("pipelined", "echo of 125 B text, 64 connections, 16 in flight", "echo", ("-c64", "-w16", "-s125")),
+        Work(
+            "fragments",
+            "echo of 4 KiB text in 16 fragments, 64 connections, 1 in flight",
+            "echo",
+            ("-c64", "-w1", "-s4096", "-t16"),
+        ),
+        Work("64k", "echo of 64 KiB binary, 16 connections, 1 in flight", "echo", ("-c16", "-w1", "-s65536", "-b")),
+        Work("4m", "echo of 4 MiB binary, 4 connections, 1 in flight", "echo", ("-c4", "-w1", "-s4194304", "-b")),
+        Work(
+            "sessions",
+            "whole sessions: open, echo 125 B, close; 64 at a time",
+            "connect",
+            ("-c64", "-s125"),
+            unit="sessions",
+        ),
+        Work(
+            "deflate-1k",
+            "deflate echo of 1 KiB text, 64 connections, 1 in flight",
+            "echo",
+            ("-c64", "-w1", "-s1024", "-z"),
+            deflate=True,
+        ),
+        Work(
+            "deflate-64k",
+            "deflate echo of 64 KiB text, 16 connections, 1 in flight",
+            "echo",
+            ("-c16", "-w1", "-s65536", "-z"),
+            deflate=True,
+        ),
+        Work("idle", "memory of idle connections", "hold", (), unit="connections"),
+    )
+}

@@ -1,0 +1,63 @@
+cimport cython
+
+from geventws.protocol.buffer cimport Buffer
+from geventws.protocol.codec cimport Reader
+from geventws.transport cimport Transport, monotonic
+
+
+cdef class Connection:
+    cdef public object settings, timeout, max_frame_size, close_reason, on_pong, on_closed
+    cdef readonly bint raw, client, masking, close_sent, paused
+    cdef public bint alive
+    cdef readonly int state
+    cdef readonly Py_ssize_t write_limit
+    cdef readonly Buffer output
+    cdef readonly Reader reader
+    cdef readonly Transport transport
+    cdef readonly tuple encoders
+    cdef readonly object hub, read_watcher, write_watcher, receiver
+    cdef readonly bint input_over
+    cdef bytearray shared
+    cdef bytes held
+    cdef bint gathering, discarding, ended, in_hub
+    cdef double gathered_until, message_timeout
+    cdef object drained, gone, fragmenting, message_entry, close_entry
+    cdef Py_ssize_t message_begun
+    cdef object __weakref__
+
+    @cython.locals(reader=Reader)
+    cpdef receive(self)
+    cpdef receive_within(self, timeout)
+    @cython.locals(transport=Transport, count=Py_ssize_t)
+    cdef _read(self)
+    @cython.locals(reader=Reader, full=cython.bint)
+    cdef _feed(self, bytearray data, Py_ssize_t position, Py_ssize_t end)
+    cdef _deliver(self)
+    cdef _pong(self)
+    cdef _pause(self)
+    cdef _resume(self)
+    cdef _watch_message(self)
+    @cython.locals(output=Buffer)
+    cpdef send(self, int first, payload)
+    cpdef send_message(self, int opcode, payload)
+    cpdef send_fragment(self, int opcode, payload, bint fin)
+    cdef _wait_turn(self)
+    @cython.locals(done=cython.bint)
+    cpdef flush(self)
+    cdef _wait_drained(self)
+    cdef _wait_event(self)
+    cdef _start_writing(self)
+    cdef _stop_writing(self)
+    @cython.locals(output=Buffer, before=Py_ssize_t, done=cython.bint)
+    cdef _write(self)
+    cpdef start_close(self, reason)
+    cpdef fail(self, error)
+    cdef _send_close(self, bytes payload)
+    cdef _stop_input(self)
+    cdef _peer_closed(self)
+    cdef _end_of_input(self)
+    cdef _flush_closing(self)
+    cdef _flushed(self)
+    cdef _broken(self)
+    cpdef _finish(self)
+    cdef _wake_soon(self)

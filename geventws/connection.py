@@ -1,0 +1,645 @@
+"""One WebSocket connection on its socket: read in the hub, queued, written through one buffer.
+
+States, and what moves them:
+
+    CONNECTING --open()--> OPEN --a Close frame sent or received, a violation, the end of input--> CLOSING
+    any --the socket closed, by both sides' Close frames, a deadline, an error or terminate()--> CLOSED
+
+Reading: the hub's callback receives into a buffer that all connections of the hub share, parses it, and switches straight to the
+greenlet that waits in `receive`. What that greenlet sends meanwhile gathers in `output` and leaves in one system call when it waits
+again, after 64 KiB, or after a millisecond. Code that runs in the hub calls nothing that blocks, and lets no exception out: an
+exception stops a libev watcher silently, and the connection with it. connection.pxd gives the types to the compiled build.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from gevent import Timeout, get_hub
+from gevent.event import Event
+from greenlet import getcurrent
+
+from geventws.errors import ConnectionClosed, ProtocolError, UsageError
+from geventws.frames import CloseCode, CloseReason, Frame
+from geventws.protocol.buffer import Buffer
+from geventws.protocol.codec import Reader
+from geventws.schedule import Entry, Schedule
+from geventws.settings import Settings
+from geventws.transport import Transport, monotonic
+
+if TYPE_CHECKING:
+    from geventws.protocol.extensions import ExtensionSession
+
+__all__ = ["Connection", "State"]
+
+log = logging.getLogger("geventws")
+
+#: Bytes that one system call may receive; the buffer is shared by all connections of a hub.
+INPUT_SIZE = 256 * 1024
+#: Replies to a batch of messages gather up to this size, and for this long.
+GATHERED_SIZE = 64 * 1024
+GATHERED_SECONDS = 0.001
+#: A payload from this size on is handed to the socket where it lies, not copied into the buffer first.
+DIRECT_SIZE = 16 * 1024
+#: Reading pauses while this much waits for a peer that only asks and never reads: pongs have no other bound.
+OUTPUT_CAP = 1024 * 1024
+
+
+class State(IntEnum):
+    """Where a connection stands; the head of this file tells what moves it."""
+
+    CONNECTING = 0
+    OPEN = 1
+    CLOSING = 2
+    CLOSED = 3
+
+
+CONNECTING, OPEN, CLOSING, CLOSED = 0, 1, 2, 3
+
+
+class Connection:
+    """A WebSocket connection of either role, with what default and raw sessions share.
+
+    ``raw`` says that the session gets frames and answers them itself. The settings that a session may change at any time are
+    attributes: ``timeout``, ``masking`` and, by `set_max_frame_size`, ``max_frame_size``.
+    """
+
+    def __init__(self, settings: Settings, raw: bool, client: bool) -> None:
+        self.settings = settings
+        self.raw = raw
+        self.client = client
+        self.state = CONNECTING
+        self.timeout: float = settings.timeout
+        self.masking = settings.masking or client
+        self.max_frame_size: int | None = settings.max_frame_size
+        self.write_limit = settings.write_limit or 0
+        self.output = Buffer()
+        self.reader: Reader = None  # type: ignore[assignment]
+        self.transport: Transport = None  # type: ignore[assignment]
+        self.encoders: tuple[ExtensionSession, ...] = ()
+        self.close_reason: CloseReason | None = None
+        #: Called with the payload of each pong, in the hub, while a pinger waits for one.
+        self.on_pong: Callable[[bytes], None] | None = None
+        #: Called once, when the socket is closed.
+        self.on_closed: Callable[[], None] | None = None
+        #: Whether anything moved since a pinger looked last.
+        self.alive = True
+        self.hub: Any = None
+        self.shared: bytearray = None  # type: ignore[assignment]
+        self.receiver: Any = None
+        self.gathering = False
+        self.gathered_until = 0.0
+        self.input_over = False
+        self.close_sent = False
+        self.discarding = False
+        self.paused = False
+        self.held = b""
+        self.read_watcher: Any = None
+        self.write_watcher: Any = None
+        self.drained: Event | None = None
+        self.gone: Event | None = None
+        self.fragmenting: Any = None
+        #: Whether the peer's FIN is here.
+        self.ended = False
+        #: Whether the hub runs a callback of this connection, so that `receiver` may be switched to.
+        self.in_hub = False
+        self.message_timeout = settings.message_timeout or 0.0
+        self.message_begun = 0
+        self.message_entry: Entry | None = None
+        self.close_entry: Entry | None = None
+
+    # -- Opening -----------------------------------------------------------------------------------------------------------------
+
+    def open(
+        self,
+        transport: Transport,
+        head: bytes,
+        read_ahead: bytearray,
+        extensions: Sequence[ExtensionSession] = (),
+        rsv: int = 0,
+    ) -> None:
+        """Takes over a socket: sends ``head``, and reads ``read_ahead`` before what the socket brings."""
+        settings = self.settings
+        self.transport = transport
+        self.encoders = tuple(extensions)
+        self.hub = get_hub()
+        shared = self.hub.__dict__.get("geventws_input")
+        if shared is None:
+            shared = self.hub.geventws_input = bytearray(INPUT_SIZE)
+        self.shared = shared
+        self.reader = Reader(
+            self.output,
+            self.client,
+            self.raw,
+            self.max_frame_size or 0,
+            settings.max_fragments or 0,
+            settings.read_limit or 0,
+            extensions,
+            rsv,
+        )
+        self.reader.masking = self.masking
+        self.state = OPEN
+        if head:
+            self.output.append(head)
+        self.flush()
+        if self.state == CLOSED:
+            return
+        self.read_watcher = self.hub.loop.io(transport.descriptor, 1)
+        self.read_watcher.start(self._readable)
+        if read_ahead:
+            self._feed(read_ahead, 0, len(read_ahead))
+        if transport.keeps_input:
+            self.hub.loop.run_callback(self._readable)
+
+    def set_max_frame_size(self, size: int | None) -> None:
+        """Sets the limit for what begins from now on."""
+        self.max_frame_size = size
+        if self.reader is not None:
+            self.reader.limit = size or 0
+
+    def set_masking(self, masking: bool) -> None:
+        """Sets whether outgoing frames are masked from now on."""
+        self.masking = masking
+        if self.reader is not None:
+            self.reader.masking = masking
+
+    # -- Reading -----------------------------------------------------------------------------------------------------------------
+
+    def receive(self) -> str | bytes | Frame:
+        """The oldest message (raw: frame) of the queue; blocks until there is one.
+
+        Raises ``ConnectionClosed`` when no more can come, ``UsageError`` when another greenlet waits here already.
+        """
+        reader = self.reader
+        while not reader.waiting:
+            if self.input_over:
+                raise ConnectionClosed(self.ending())
+            if self.receiver is not None:
+                raise UsageError("another greenlet waits in receive() already: one session has one receiver at a time")
+            if not self.gathering:
+                self.flush()
+            self.receiver = getcurrent()
+            try:
+                self.hub.switch()
+            finally:
+                self.receiver = None
+        message = reader.pop()
+        if self.paused and reader.queued <= reader.read_limit // 2:
+            self._resume()
+        return message
+
+    def receive_within(self, timeout: float) -> str | bytes | Frame:
+        """As `receive`; raises ``TimeoutError`` after ``timeout`` seconds, and loses nothing."""
+        if self.reader.waiting or self.input_over:
+            return self.receive()
+        with Timeout(timeout, TimeoutError(f"no message came within {timeout} s")):
+            return self.receive()
+
+    def _readable(self) -> None:
+        """The read watcher's callback, in the hub."""
+        self.in_hub = True
+        try:
+            self._read()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            self._broken()
+        finally:
+            self.in_hub = False
+
+    def _read(self) -> None:
+        transport = self.transport
+        while self.state != CLOSED:
+            try:
+                count = transport.receive(self.shared)
+            except OSError:
+                self._finish()
+                return
+            if count < 0:
+                return
+            self.alive = True
+            if count == 0:
+                self._end_of_input()
+                return
+            if not self.discarding:
+                self._feed(self.shared, 0, count)
+            if self.paused or not transport.keeps_input:
+                return
+
+    def _feed(self, data: bytearray, position: int, end: int) -> None:
+        """Parses ``data[position:end]`` and hands on what it brings."""
+        reader = self.reader
+        while True:
+            try:
+                position = reader.feed(data, position, end)
+            except ProtocolError as error:
+                self._deliver()
+                self.fail(error)
+                return
+            if reader.pongs:
+                self._pong()
+            self._deliver()
+            if self.state == CLOSED or self.discarding:
+                return
+            if reader.close_reason is not None:
+                self._peer_closed()
+                return
+            if position < end and not (reader.read_limit and reader.queued >= reader.read_limit):
+                continue
+            break
+        full = reader.read_limit and reader.queued >= reader.read_limit
+        if reader.answered:
+            reader.answered = False
+            full = full or self.output.length() > OUTPUT_CAP
+        if full:
+            self.held = bytes(data[position:end])
+            self._pause()
+        if self.message_timeout and self.message_entry is None and reader.within_message():
+            self._watch_message()
+
+    def _deliver(self) -> None:
+        """Lets the greenlet that waits in `receive` work off the queue, and sends its replies together."""
+        if self.receiver is not None and self.in_hub and (self.reader.waiting or self.input_over):
+            self.gathering = True
+            self.gathered_until = monotonic() + GATHERED_SECONDS
+            self.receiver.switch()
+            self.gathering = False
+        if self.output.length():
+            self.flush()
+
+    def expect_pong(self) -> None:
+        """Lets the payloads of pongs reach ``on_pong``, until the next one did; pongs that nobody waits for cost nothing."""
+        if self.reader.pongs is None:
+            self.reader.pongs = []
+
+    def _pong(self) -> None:
+        pongs, self.reader.pongs = self.reader.pongs, None
+        if self.on_pong is not None and pongs is not None:
+            for payload in pongs:
+                self.on_pong(payload)
+
+    def _pause(self) -> None:
+        """Stops reading, so that TCP holds the peer."""
+        self.paused = True
+        if self.read_watcher is not None:
+            self.read_watcher.stop()
+
+    def _resume(self) -> None:
+        """Reads on: first what was held back, then the socket."""
+        self.paused = False
+        if self.held and not self.discarding:
+            held, self.held = bytearray(self.held), b""
+            self._feed(held, 0, len(held))
+        if not self.paused and self.read_watcher is not None:
+            self.read_watcher.start(self._readable)
+            if self.transport.keeps_input:
+                self.hub.loop.run_callback(self._readable)
+
+    def _watch_message(self) -> None:
+        # While reading is paused the peer can't go on; that time doesn't count.
+        self.message_begun = -1 if self.paused else self.reader.begun
+        self.message_entry = Schedule.of_hub(self.hub).after(self.message_timeout, self._message_due)
+
+    def _message_due(self) -> None:
+        """Ends a message that trickles in for too long."""
+        self.message_entry = None
+        if self.state != OPEN or not self.reader.within_message():
+            return
+        if self.reader.begun == self.message_begun and not self.paused:
+            late = f"a message took over {self.message_timeout:g} s to arrive"
+            self.fail(ProtocolError(CloseCode.POLICY_VIOLATION, late))
+        else:
+            self._watch_message()
+
+    # -- Writing -----------------------------------------------------------------------------------------------------------------
+
+    def send(self, first: int, payload: str | bytes | bytearray | memoryview) -> None:
+        """Sends one frame; ``first`` is its first byte, ``payload`` text or a view of single bytes.
+
+        Blocks while more than ``write_limit`` bytes wait for the peer; a greenlet that is killed there abandons its wait, not the frame.
+        Raises ``ConnectionClosed``.
+        """
+        output = self.output
+        if self.state != OPEN or self.close_sent:
+            raise ConnectionClosed(self.ending())
+        if self.write_limit and output.length() > self.write_limit:
+            self._wait_drained()
+        if len(payload) < DIRECT_SIZE or self.masking or self.write_watcher is not None:
+            output.append_frame(first, payload, self.masking)
+            if self.gathering and output.length() < GATHERED_SIZE and monotonic() < self.gathered_until:
+                return
+            self.flush()
+        else:
+            data = payload.encode() if isinstance(payload, str) else payload
+            output.append_header(first, len(data))
+            try:
+                if not self.transport.send_with(output, data):
+                    self._start_writing()
+            except OSError:
+                self._finish()
+        if self.state == CLOSED:
+            raise ConnectionClosed(self.ending())
+        if self.write_limit and output.length() > self.write_limit:
+            self._wait_drained()
+
+    def send_message(self, opcode: int, payload: str | bytes | bytearray | memoryview) -> None:
+        """Sends one whole message; blocks and raises as `send`, and while another greenlet sends a fragmented message."""
+        if self.fragmenting is not None:
+            self._wait_turn()
+        if self.encoders:
+            self.send_fragment(opcode, payload, True)
+        else:
+            self.send(0x80 | opcode, payload)
+
+    def send_fragment(self, opcode: int, payload: str | bytes | bytearray | memoryview, fin: bool) -> None:
+        """Sends one data frame through the negotiated extensions; blocks and raises as `send`."""
+        if not self.encoders:
+            self.send(0x80 | opcode if fin else opcode, payload)
+            return
+        if self.state != OPEN:
+            raise ConnectionClosed(self.ending())
+        if self.write_limit and self.output.length() > self.write_limit:
+            self._wait_drained()
+        frame = Frame(opcode, payload.encode() if isinstance(payload, str) else bytes(payload), fin)  # type: ignore[arg-type]
+        # Nothing yields from here until the frame is in the buffer: compressors need the order of the wire.
+        for extension in self.encoders:
+            frame = extension.encode(frame)
+        self.send((0x80 if frame.fin else 0) | frame.rsv << 4 | frame.opcode, frame.payload)
+
+    def ping(self, payload: bytes) -> None:
+        """Sends a ping without ever blocking, for the schedule's greenlet serves all sessions."""
+        if self.state == OPEN and not self.close_sent:
+            self.output.append_frame(0x89, payload, self.masking)
+            self.flush()
+
+    def begin_fragments(self) -> None:
+        """Keeps other messages out until `end_fragments` (RFC 6455 5.4); blocks while another greenlet has the turn."""
+        self._wait_turn()
+        self.fragmenting = (getcurrent(), Event())
+
+    def end_fragments(self) -> None:
+        """Lets other messages go out again."""
+        fragmenting, self.fragmenting = self.fragmenting, None
+        fragmenting[1].set()
+
+    def _wait_turn(self) -> None:
+        current = getcurrent()
+        while self.fragmenting is not None:
+            if self.fragmenting[0] is current:
+                raise UsageError("a message is sent on this session by the iterable that yields another one's fragments")
+            self.fragmenting[1].wait()
+
+    def flush(self) -> None:
+        """Hands to the socket what waits; what it does not take, a watcher sends in the hub."""
+        if self.write_watcher is not None or not self.output.length():
+            return
+        try:
+            done = self.transport.send(self.output)
+        except OSError:
+            self._finish()
+            return
+        if not done:
+            self._start_writing()
+        elif self.state == CLOSING:
+            self._flushed()
+
+    def wait_flushed(self) -> None:
+        """Blocks until all is with the socket; raises ``ConnectionClosed``."""
+        self.flush()
+        while self.output.length() and self.state != CLOSED:
+            self._wait_event()
+        if self.state == CLOSED:
+            raise ConnectionClosed(self.ending())
+
+    def _wait_drained(self) -> None:
+        while self.output.length() > self.write_limit and self.state != CLOSED:
+            if self.write_watcher is None:
+                self.flush()
+            else:
+                self._wait_event()
+        if self.state == CLOSED:
+            raise ConnectionClosed(self.ending())
+
+    def _wait_event(self) -> None:
+        if self.drained is None:
+            self.drained = Event()
+        self.drained.wait()
+
+    def _start_writing(self) -> None:
+        if self.write_watcher is None and self.state != CLOSED:
+            self.write_watcher = self.hub.loop.io(self.transport.descriptor, 2)
+            self.write_watcher.start(self._writable)
+
+    def _stop_writing(self) -> None:
+        watcher, self.write_watcher = self.write_watcher, None
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
+
+    def _writable(self) -> None:
+        """The write watcher's callback, in the hub."""
+        self.in_hub = True
+        try:
+            self._write()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            self._broken()
+        finally:
+            self.in_hub = False
+
+    def _write(self) -> None:
+        output = self.output
+        before = output.length()
+        try:
+            done = self.transport.send(output)
+        except OSError:
+            self._finish()
+            return
+        # A peer that takes a long message in slowly is alive, though it says nothing.
+        if output.length() < before:
+            self.alive = True
+        if done:
+            self._stop_writing()
+        if self.drained is not None and output.length() <= self.write_limit // 2:
+            self.drained.set()
+            self.drained = None
+        if self.paused and self.reader.queued <= self.reader.read_limit // 2 and output.length() < OUTPUT_CAP:
+            self._resume()
+        if done and self.state == CLOSING:
+            self._flushed()
+
+    # -- Closing -----------------------------------------------------------------------------------------------------------------
+
+    def ending(self) -> CloseReason:
+        """Why the WebSocket ends or ended; 1006 where nobody said."""
+        if self.close_reason is not None:
+            return self.close_reason
+        reader = self.reader
+        if reader is not None and reader.close_reason is not None:
+            return reader.close_reason  # type: ignore[no-any-return]
+        return CloseReason(CloseCode.ABNORMAL)
+
+    def start_close(self, reason: CloseReason) -> None:
+        """Begins the closing handshake (RFC 6455 7.1.2) without waiting for it; does nothing on one that has begun.
+
+        Raises ``ValueError`` or ``TypeError`` for a reason that may not be sent.
+        """
+        payload = reason.to_payload()
+        if self.state == OPEN and not self.close_sent:
+            self.close_reason = reason
+            self._send_close(payload)
+            self.reader.stop()
+            self._stop_input()
+            self._flush_closing()
+
+    def fail(self, error: ProtocolError) -> None:
+        """Fails the WebSocket (RFC 6455 7.1.7): the one place where an error becomes a close."""
+        if self.state == CLOSED:
+            return
+        if not self.close_sent:
+            self.close_reason = CloseReason.truncated(error.code, error.message)
+            self._send_close(self.close_reason.to_payload())
+        self.discarding = True
+        self.reader.open = False
+        self._stop_input()
+        self._flush_closing()
+
+    def sent_close_frame(self, payload: bytes) -> None:
+        """Sends a raw session's own Close frame."""
+        if self.state != OPEN or self.close_sent:
+            raise ConnectionClosed(self.ending())
+        if self.reader.close_reason is None:
+            self.close_reason = CloseReason.from_payload(payload)
+        self._send_close(payload)
+        self._flush_closing()
+
+    def terminate(self) -> None:
+        """Closes the socket at once."""
+        self._finish()
+
+    def wait_closed(self, timeout: float | None) -> bool:
+        """Blocks until the socket is closed, at most ``timeout`` seconds; tells whether it is."""
+        if self.state != CLOSED:
+            if self.gone is None:
+                self.gone = Event()
+            self.gone.wait(timeout)
+        return self.state == CLOSED
+
+    def _send_close(self, payload: bytes) -> None:
+        self.output.append_frame(0x88, payload, self.masking)
+        self.close_sent = True
+        self.state = CLOSING
+        if self.close_entry is None:
+            self.close_entry = Schedule.of_hub(self.hub).after(self.timeout, self._finish)
+
+    def _stop_input(self) -> None:
+        """Ends `receive`, and reads on for the peer's Close frame alone."""
+        self.input_over = True
+        self._wake_soon()
+        if self.paused and self.state != CLOSED:
+            self._resume()
+
+    def _peer_closed(self) -> None:
+        """The peer's Close frame is here, and what came before it has been handed on (RFC 6455 5.5.1)."""
+        self.discarding = True
+        self.input_over = True
+        self._wake_soon()
+        if self.raw and not self.close_sent:
+            return
+        if not self.close_sent:
+            reason = self.close_reason = self.reader.close_reason
+            assert reason is not None
+            self._send_close(b"" if reason.code == CloseCode.NO_STATUS else reason.code.to_bytes(2, "big"))
+        self._flush_closing()
+
+    def _end_of_input(self) -> None:
+        """The peer sent FIN: over, once what is queued and buffered is worked off."""
+        self.ended = True
+        self.input_over = True
+        self.discarding = True
+        self.read_watcher.stop()
+        self._deliver()
+        if self.state == OPEN:
+            if self.close_reason is None and self.reader.close_reason is None:
+                self.close_reason = CloseReason(CloseCode.ABNORMAL)
+            self.state = CLOSING
+            self.close_sent = True
+        if self.close_entry is None and self.state == CLOSING:
+            self.close_entry = Schedule.of_hub(self.hub).after(self.timeout, self._finish)
+        self._flush_closing()
+
+    def _flush_closing(self) -> None:
+        if self.output.length():
+            self.flush()
+        elif self.state == CLOSING:
+            self._flushed()
+
+    def _flushed(self) -> None:
+        """Closing, and the last byte is with the socket: what is left to wait for?"""
+        if self.ended:
+            self._finish()
+        elif self.reader.close_reason is not None and not self.client:
+            # The server closes first (RFC 6455 7.1.1).
+            self._finish()
+        elif self.discarding:
+            # After a violation the peer may still be sending: FIN, and read on to its own, for a reset would take our Close frame along.
+            self.transport.shut_down()
+
+    def _broken(self) -> None:
+        """A fault of our own in the hub ends this connection, not the loop."""
+        Schedule.of_hub(self.hub).after(0, _log_fault())
+        self.fail(ProtocolError(CloseCode.INTERNAL_ERROR, ""))
+
+    def _finish(self) -> None:
+        """The one way to CLOSED. Watchers stop before the descriptor closes, or they would fire for its next owner."""
+        if self.state == CLOSED:
+            return
+        if self.close_reason is None:
+            self.close_reason = self.ending()
+        opened = self.state != CONNECTING
+        self.state = CLOSED
+        self.input_over = True
+        if not opened:
+            return
+        self._stop_writing()
+        watcher, self.read_watcher = self.read_watcher, None
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
+        self.transport.close()
+        self.output.clear()
+        schedule = Schedule.of_hub(self.hub)
+        schedule.cancel(self.message_entry)
+        schedule.cancel(self.close_entry)
+        if self.drained is not None:
+            self.drained.set()
+        if self.gone is not None:
+            self.gone.set()
+        self._wake_soon()
+        if self.on_closed is not None:
+            self.on_closed()
+            self.on_closed = None
+
+    def _wake_soon(self) -> None:
+        if self.receiver is not None:
+            self.hub.loop.run_callback(self._wake)
+
+    def _wake(self) -> None:
+        if self.receiver is not None and self.input_over:
+            self.receiver.switch()
+
+
+def _log_fault() -> Callable[[], None]:
+    """A call that logs the current exception, for a place where logging can't block."""
+    import sys
+
+    fault = sys.exc_info()
+
+    def report() -> None:
+        log.error("a fault in geventws ended a connection", exc_info=fault)
+
+    return report

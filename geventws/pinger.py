@@ -1,0 +1,96 @@
+"""Keepalive: pings that must be answered (RFC 6455 5.5.2)."""
+
+from __future__ import annotations
+
+from os import urandom
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from geventws.connection import Connection, State
+from geventws.errors import ProtocolError
+from geventws.frames import CloseCode, Frame
+from geventws.schedule import Entry, Schedule
+
+if TYPE_CHECKING:
+    from geventws.session import WebSocketSession
+
+__all__ = ["Pinger", "pinger"]
+
+
+class Pinger:
+    """Pings a connection every ``period`` seconds; closes it with 1011 when an answer takes over ``timeout`` seconds.
+
+    ``any_input`` lets whatever moves count as an answer, so that a slow transfer in either direction is no missing pong.
+    """
+
+    __slots__ = ("_connection", "_entry", "_payload", "_sent_at", "any_input", "latency", "period", "timeout")
+
+    def __init__(self, connection: Connection, period: float, timeout: float, any_input: bool) -> None:
+        self._connection = connection
+        self.period = period
+        self.timeout = timeout
+        self.any_input = any_input
+        #: Seconds between the last ping and its pong; None before the first.
+        self.latency: float | None = None
+        self._payload: bytes | None = None
+        self._sent_at = monotonic()
+        self._entry: Entry | None = Schedule.of_hub().after(period, self._due)
+
+    def pong(self, frame: Frame) -> None:
+        """Takes a pong that the peer sent; one that answers no ping of this pinger is passed over."""
+        if frame.payload == self._payload:
+            self._payload = None
+            self.latency = monotonic() - self._sent_at
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a ping is not answered yet."""
+        return self._payload is not None
+
+    def stop(self) -> None:
+        """Pings no more."""
+        Schedule.of_hub().cancel(self._entry)
+        self._entry = None
+
+    def _due(self) -> None:
+        connection = self._connection
+        self._entry = None
+        if connection.state != State.OPEN or connection.close_sent:
+            return
+        if connection.paused and connection.transport.error():
+            connection.terminate()
+            return
+        now = monotonic()
+        if self._payload is not None and not (self.any_input and connection.alive):
+            if now < self._sent_at + self.timeout:
+                self._wake_at(self._sent_at + self.timeout, now)
+                return
+            connection.fail(ProtocolError(CloseCode.INTERNAL_ERROR, f"no pong came within {self.timeout:g} s"))
+            connection.terminate()
+            return
+        self._payload = None
+        if now < self._sent_at + self.period:
+            self._wake_at(self._sent_at + self.period, now)
+            return
+        self._payload = urandom(4)
+        self._sent_at = now
+        connection.alive = False
+        connection.expect_pong()
+        connection.ping(self._payload)
+        self._wake_at(now + min(self.period, self.timeout), now)
+
+    def _wake_at(self, when: float, now: float) -> None:
+        self._entry = Schedule.of_hub().after(when - now, self._due)
+
+
+def pinger(session: WebSocketSession, period: float, timeout: float) -> Pinger:
+    """Keeps a raw session alive: pings it every ``period`` seconds, and closes it when a pong takes over ``timeout`` seconds.
+
+    Give it the pongs: ``if frame.opcode == Opcode.PONG: keepalive.pong(frame)``. It ends with the session, or with ``stop()``. It never
+    blocks. Raises ``ValueError`` for a period or timeout that is not above 0.
+    """
+    for name, value in (("period", period), ("timeout", timeout)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")
+    session.accept_if_needed()
+    return Pinger(session.connection, period, timeout, False)

@@ -1,0 +1,130 @@
+"""Bytes on their way in or out: a growing buffer, masks (RFC 6455 5.3) and UTF-8 that is checked as it arrives.
+
+buffer.pyx is the compiled twin of this file, under the same tests.
+"""
+
+from __future__ import annotations
+
+from codecs import getincrementaldecoder
+from os import urandom
+from typing import Union
+
+__all__ = ["Buffer", "Utf8Validator", "copy_bytes", "decode_text", "unmask"]
+
+BytesLike = Union[bytes, bytearray, memoryview]
+
+
+class Buffer:
+    """Bytes that are appended at the end and consumed at the front."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def length(self) -> int:
+        """The number of bytes held; what the compiled code calls for ``len``."""
+        return len(self._data)
+
+    def append(self, data: BytesLike) -> None:
+        """Appends ``data``."""
+        self._data += data
+
+    def append_header(self, first: int, length: int) -> None:
+        """Appends the header of an unmasked frame (RFC 6455 5.2) whose payload follows by other ways."""
+        self._data += _header(first, length, 0)
+
+    def append_frame(self, first: int, payload: str | BytesLike, masked: bool = False) -> None:
+        """Appends one frame; ``first`` is its first byte: FIN, RSV bits and opcode. Text goes out in UTF-8."""
+        data = payload.encode() if isinstance(payload, str) else memoryview(payload).cast("B")
+        if masked:
+            key = urandom(4)
+            self._data += _header(first, len(data), 0x80) + key + _xor(data, int.from_bytes(key, "big"), 0)
+        else:
+            self._data += _header(first, len(data), 0)
+            self._data += data
+
+    def append_unmasked(self, data: bytearray, start: int, end: int, key: int, offset: int) -> None:
+        """Appends ``data[start:end]`` unmasked; ``offset`` is the place of ``start`` in the frame's payload."""
+        self._data += _xor(data[start:end], key, offset)
+
+    def peek(self, most: int) -> bytes:
+        """The first ``most`` bytes, or all where there are fewer."""
+        return bytes(self._data[:most])
+
+    def consume(self, count: int) -> None:
+        """Drops the first ``count`` bytes."""
+        del self._data[:count]
+
+    def take_bytes(self) -> bytes:
+        """Gives all the bytes and empties the buffer."""
+        taken = bytes(self._data)
+        self._data.clear()
+        return taken
+
+    def take_text(self) -> str:
+        """Gives all the bytes as text and empties the buffer; raises ``UnicodeDecodeError``."""
+        taken = self._data.decode()
+        self._data.clear()
+        return taken
+
+    def clear(self) -> None:
+        """Drops everything and gives the memory back."""
+        self._data.clear()
+
+
+class Utf8Validator:
+    """Tells at the first impossible byte that a text is no UTF-8 (RFC 6455 8.1)."""
+
+    __slots__ = ("_decoder",)
+
+    def __init__(self) -> None:
+        self._decoder = getincrementaldecoder("utf-8")()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text may end here."""
+        return not self._decoder.getstate()[0]
+
+    def check(self, buffer: Buffer, start: int) -> bool:
+        """Checks what ``buffer`` holds from ``start`` on, as the text's next bytes."""
+        try:
+            self._decoder.decode(memoryview(buffer._data)[start:])
+        except UnicodeDecodeError:
+            return False
+        return True
+
+
+def unmask(data: bytearray, start: int, end: int, key: int) -> None:
+    """Unmasks ``data[start:end]``, a whole payload, in place."""
+    data[start:end] = _xor(data[start:end], key, 0)
+
+
+def decode_text(data: bytearray, start: int, end: int) -> str:
+    """``data[start:end]`` as text; raises ``UnicodeDecodeError``."""
+    return data[start:end].decode()
+
+
+def copy_bytes(data: bytearray, start: int, end: int) -> bytes:
+    """``data[start:end]`` as bytes."""
+    return bytes(memoryview(data)[start:end])
+
+
+def _header(first: int, length: int, mask_bit: int) -> bytes:
+    if length < 126:
+        return bytes((first, mask_bit | length))
+    if length < 65536:
+        return bytes((first, mask_bit | 126)) + length.to_bytes(2, "big")
+    return bytes((first, mask_bit | 127)) + length.to_bytes(8, "big")
+
+
+def _xor(data: BytesLike, key: int, offset: int) -> bytes:
+    # One XOR of two long integers is the fastest loop that Python has without a compiler.
+    count = len(data)
+    mask = key.to_bytes(4, "big")
+    shift = offset & 3
+    repeated = (mask[shift:] + mask[:shift]) * (count // 4 + 1)
+    return (int.from_bytes(data, "little") ^ int.from_bytes(repeated[:count], "little")).to_bytes(count, "little")

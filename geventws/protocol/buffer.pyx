@@ -1,0 +1,273 @@
+"""The compiled twin of buffer.py: the same names over plain memory. What they do is told there."""
+
+from os import urandom
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.ref cimport Py_XDECREF
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove
+
+cdef extern from "Python.h":
+    PyObject* PyBytes_FromStringAndSize_raw "PyBytes_FromStringAndSize"(char*, Py_ssize_t) except NULL
+    int _PyBytes_Resize(PyObject**, Py_ssize_t) except -1
+    char* PyBytes_AS_STRING(PyObject*) noexcept
+    char* PyByteArray_AS_STRING(object) noexcept
+    const char* PyUnicode_AsUTF8AndSize(object, Py_ssize_t*) except NULL
+
+# An empty buffer gives memory beyond this back, so that an idle connection holds none of its last message.
+cdef enum:
+    KEPT = 4096
+
+
+cdef void xor_copy(uint8_t* target, const uint8_t* source, Py_ssize_t count, unsigned int key, Py_ssize_t offset) noexcept nogil:
+    cdef uint8_t mask[4]
+    cdef uint32_t word
+    cdef uint64_t wide, block
+    cdef Py_ssize_t i = 0
+    for i in range(4):
+        mask[i] = (key >> (24 - 8 * ((i + offset) & 3))) & 0xFF
+    memcpy(&word, mask, 4)
+    wide = (<uint64_t> word << 32) | word
+    i = 0
+    while i + 8 <= count:
+        memcpy(&block, source + i, 8)
+        block ^= wide
+        memcpy(target + i, &block, 8)
+        i += 8
+    while i < count:
+        target[i] = source[i] ^ mask[i & 3]
+        i += 1
+
+
+cdef class Buffer:
+    def __cinit__(self):
+        self.store = NULL
+        self.start = self.end = self.capacity = 0
+
+    def __dealloc__(self):
+        Py_XDECREF(self.store)
+
+    def __len__(self):
+        return self.end - self.start
+
+    cdef inline char* _data(self) noexcept:
+        return PyBytes_AS_STRING(self.store)
+
+    cdef Py_ssize_t length(self) noexcept:
+        return self.end - self.start
+
+    cdef int reserve(self, Py_ssize_t extra) except -1:
+        cdef Py_ssize_t size = self.end - self.start
+        cdef Py_ssize_t wanted = size + extra
+        if self.end + extra <= self.capacity:
+            return 0
+        if self.start:
+            memmove(self._data(), self._data() + self.start, size)
+            self.start = 0
+            self.end = size
+            if wanted <= self.capacity:
+                return 0
+        # Doubling keeps appends linear; realloc moves large blocks by their page tables, not by copying.
+        wanted = max(wanted, 2 * self.capacity, 128)
+        if self.store == NULL:
+            self.store = PyBytes_FromStringAndSize_raw(NULL, wanted)
+        else:
+            try:
+                _PyBytes_Resize(&self.store, wanted)
+            except MemoryError:
+                self.capacity = self.start = self.end = 0
+                raise
+        self.capacity = wanted
+        return 0
+
+    cpdef append(self, data):
+        cdef Py_buffer view
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            self.append_memory(<const char*> view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int append_memory(self, const char* source, Py_ssize_t count) except -1:
+        if count:
+            self.reserve(count)
+            memcpy(self._data() + self.end, source, count)
+            self.end += count
+        return 0
+
+    cpdef append_header(self, int first, Py_ssize_t length):
+        self.reserve(10)
+        self._header(first, length, 0)
+
+    cdef void _header(self, int first, Py_ssize_t length, int mask_bit) noexcept:
+        cdef uint8_t* target = <uint8_t*> self._data() + self.end
+        cdef int i
+        target[0] = first
+        if length < 126:
+            target[1] = mask_bit | length
+            self.end += 2
+        elif length < 65536:
+            target[1] = mask_bit | 126
+            target[2] = length >> 8
+            target[3] = length & 0xFF
+            self.end += 4
+        else:
+            target[1] = mask_bit | 127
+            for i in range(8):
+                target[2 + i] = (<uint64_t> length >> (56 - 8 * i)) & 0xFF
+            self.end += 10
+
+    cpdef append_frame(self, int first, payload, bint masked=False):
+        cdef Py_buffer view
+        cdef Py_ssize_t count
+        cdef const char* source
+        if isinstance(payload, str):
+            source = PyUnicode_AsUTF8AndSize(payload, &count)
+            self._frame(first, source, count, masked)
+            return
+        PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
+        try:
+            self._frame(first, <const char*> view.buf, view.len, masked)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int _frame(self, int first, const char* source, Py_ssize_t count, bint masked) except -1:
+        cdef unsigned int key
+        self.reserve(count + 14)
+        if masked:
+            random = urandom(4)
+            key = int.from_bytes(random, "big")
+            self._header(first, count, 0x80)
+            memcpy(self._data() + self.end, <const char*> random, 4)
+            self.end += 4
+            xor_copy(<uint8_t*> self._data() + self.end, <const uint8_t*> source, count, key, 0)
+        else:
+            self._header(first, count, 0)
+            memcpy(self._data() + self.end, source, count)
+        self.end += count
+        return 0
+
+    cpdef append_unmasked(self, bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key, Py_ssize_t offset):
+        cdef Py_ssize_t count = end - start
+        self.reserve(count)
+        xor_copy(
+            <uint8_t*> self._data() + self.end, <uint8_t*> PyByteArray_AS_STRING(data) + start, count, key, offset
+        )
+        self.end += count
+
+    cpdef bytes peek(self, Py_ssize_t most):
+        if self.end == self.start:
+            return b""
+        return PyBytes_FromStringAndSize(self._data() + self.start, min(most, self.end - self.start))
+
+    cpdef consume(self, Py_ssize_t count):
+        self.start += count
+        if self.start == self.end:
+            self.start = self.end = 0
+            if self.capacity > KEPT:
+                self.clear()
+
+    cpdef bytes take_bytes(self):
+        cdef PyObject* store
+        if self.end == self.start:
+            self.clear()
+            return b""
+        if self.start:
+            taken = PyBytes_FromStringAndSize(self._data() + self.start, self.end - self.start)
+            self.clear()
+            return taken
+        _PyBytes_Resize(&self.store, self.end)
+        store = self.store
+        self.store = NULL
+        self.start = self.end = self.capacity = 0
+        taken = <bytes> store
+        Py_XDECREF(store)
+        return taken
+
+    cpdef str take_text(self):
+        if self.end == self.start:
+            return ""
+        taken = PyUnicode_DecodeUTF8(self._data() + self.start, self.end - self.start, NULL)
+        self.clear()
+        return taken
+
+    cpdef clear(self):
+        Py_XDECREF(self.store)
+        self.store = NULL
+        self.start = self.end = self.capacity = 0
+
+
+cdef class Utf8Validator:
+    def __cinit__(self):
+        self.needed = 0
+        self.low = 0x80
+        self.high = 0xBF
+
+    @property
+    def complete(self):
+        return self.needed == 0
+
+    cpdef bint check(self, Buffer buffer, Py_ssize_t start):
+        cdef const uint8_t* data = <const uint8_t*> buffer._data() + buffer.start
+        cdef Py_ssize_t i = start
+        cdef Py_ssize_t end = buffer.length()
+        cdef uint64_t block
+        cdef uint8_t byte
+        if i >= end:
+            return True
+        while i < end:
+            if self.needed == 0:
+                while i + 8 <= end:
+                    memcpy(&block, data + i, 8)
+                    if block & 0x8080808080808080:
+                        break
+                    i += 8
+                if i == end:
+                    break
+                byte = data[i]
+                if byte >= 0x80 and not self._begin(byte):
+                    return False
+            else:
+                byte = data[i]
+                if byte < self.low or byte > self.high:
+                    return False
+                self.needed -= 1
+                self.low = 0x80
+                self.high = 0xBF
+            i += 1
+        return True
+
+    cdef bint _begin(self, uint8_t byte) noexcept:
+        # The well-formed byte sequences of Unicode's table 3-7: the first byte narrows the range of the second.
+        if 0xC2 <= byte <= 0xDF:
+            self.needed = 1
+        elif 0xE0 <= byte <= 0xEF:
+            self.needed = 2
+            if byte == 0xE0:
+                self.low = 0xA0
+            elif byte == 0xED:
+                self.high = 0x9F
+        elif 0xF0 <= byte <= 0xF4:
+            self.needed = 3
+            if byte == 0xF0:
+                self.low = 0x90
+            elif byte == 0xF4:
+                self.high = 0x8F
+        else:
+            return False
+        return True
+
+
+cpdef unmask(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key):
+    cdef uint8_t* place = <uint8_t*> PyByteArray_AS_STRING(data) + start
+    xor_copy(place, place, end - start, key, 0)
+
+
+cpdef str decode_text(bytearray data, Py_ssize_t start, Py_ssize_t end):
+    return PyUnicode_DecodeUTF8(PyByteArray_AS_STRING(data) + start, end - start, NULL)
+
+
+cpdef bytes copy_bytes(bytearray data, Py_ssize_t start, Py_ssize_t end):
+    return PyBytes_FromStringAndSize(PyByteArray_AS_STRING(data) + start, end - start)

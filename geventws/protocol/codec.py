@@ -1,0 +1,422 @@
+"""Framing (RFC 6455 5): a Reader of what the peer sends, and the rules for what a raw session sends.
+
+The Reader takes bytes as they come and queues what the session gets: whole messages (str or bytes), or, in raw mode, every
+frame. It answers pings into a buffer of replies, for that is no business of the session's. A violation leaves `feed` as a
+ProtocolError with its close code; what came before it stays queued. codec.pxd gives the types to the compiled build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from geventws.errors import ProtocolError
+from geventws.frames import CloseReason, Frame, Opcode
+from geventws.protocol.buffer import Buffer, Utf8Validator, copy_bytes, decode_text, unmask
+
+if TYPE_CHECKING:
+    from geventws.protocol.extensions import ExtensionSession
+
+__all__ = ["FrameRules", "Reader"]
+
+#: What a queued message counts beside its payload towards the read limit: about its object's own size.
+MESSAGE_COST = 64
+#: The longest header: two bytes, a length of 64 bits, a mask.
+MAX_HEADER = 14
+
+OPCODES = {int(opcode): opcode for opcode in Opcode}
+
+
+class Reader:
+    """Parses what a peer sends.
+
+    ``replies`` gets the pongs. ``client`` tells the role: a server's input is masked, a client's is not. ``raw`` queues frames instead of
+    messages. ``limit`` and ``max_fragments`` (0 for none) bound a message in the default mode; ``limit`` a frame in raw mode.
+    ``read_limit`` (0 for none) is the size of the queue at which `feed` stops.
+    """
+
+    def __init__(
+        self,
+        replies: Buffer,
+        client: bool,
+        raw: bool,
+        limit: int,
+        max_fragments: int,
+        read_limit: int,
+        extensions: Sequence[ExtensionSession] = (),
+        rsv: int = 0,
+    ) -> None:
+        self.replies = replies
+        self.client = client
+        self.raw = raw
+        self.limit = limit
+        self.max_fragments = max_fragments
+        self.read_limit = read_limit
+        self.extensions = tuple(reversed(extensions))
+        self.rsv_allowed = rsv << 4
+        # The queue: a list read by index, for a deque costs 600 bytes while empty.
+        self.queue: list[str | bytes | Frame] = []
+        self.head = 0
+        #: How many messages (raw: frames) wait in the queue, and their size.
+        self.waiting = 0
+        self.queued = 0
+        #: What the peer's Close frame said; None until it came.
+        self.close_reason: CloseReason | None = None
+        #: Whether pings are still answered and data still queued: not after our own Close frame.
+        self.open = True
+        self.masking = client
+        #: Whether a ping was answered since somebody looked.
+        self.answered = False
+        #: Payloads of pongs, while somebody waits for one.
+        self.pongs: list[bytes] | None = None
+        #: Counts the messages (raw: frames) begun, so that a slow one can be told from a new one.
+        self.begun = 0
+        self.partial = b""
+        self.first = 0
+        self.remaining = -1
+        self.offset = 0
+        self.key = 0
+        self.message_opcode = 0
+        self.fragments = 0
+        self.payload: Buffer | None = None
+        self.message: Buffer | None = None
+        self.utf8: Utf8Validator | None = None
+
+    def within_message(self) -> bool:
+        """Whether a message or frame has begun and not ended."""
+        return self.remaining >= 0 or len(self.partial) > 0 or (self.message_opcode != 0 and not self.raw)
+
+    def pop(self) -> str | bytes | Frame:
+        """Takes the oldest message (raw: frame) from the queue, which must hold one."""
+        item = self.queue[self.head]
+        self.head += 1
+        self.waiting -= 1
+        if self.head == len(self.queue):
+            self.queue.clear()
+            self.head = 0
+            self.queued = 0
+            return item
+        if self.read_limit:
+            self.queued -= MESSAGE_COST + self._size(item)
+        if self.head > 4096:
+            del self.queue[: self.head]
+            self.head = 0
+        else:
+            self.queue[self.head - 1] = b""
+        return item
+
+    def stop(self) -> None:
+        """Drops what is queued and all data to come; only the peer's Close frame still counts."""
+        self.open = False
+        self.queue.clear()
+        self.head = 0
+        self.waiting = 0
+        self.queued = 0
+
+    def feed(self, data: bytearray, position: int, end: int) -> int:
+        """Parses ``data[position:end]``, which is changed; gives where it stopped.
+
+        That is ``end``, or earlier after a Close frame (nothing after it counts) or when the queue has reached its limit: feed the rest
+        when there is room. Raises ``ProtocolError``.
+        """
+        while position < end:
+            if self.close_reason is not None:
+                return position
+            if self.read_limit and self.queued >= self.read_limit:
+                return position
+            if self.remaining >= 0:
+                position = self._read_payload(data, position, end)
+            elif self.partial:
+                position = self._continue_header(data, position, end)
+            else:
+                size = self._read_header(data, position, end)
+                if size == 0:
+                    self.partial = copy_bytes(data, position, end)
+                    return end
+                position = self._begin_payload(data, position + size, end)
+        return position
+
+    def _continue_header(self, data: bytearray, position: int, end: int) -> int:
+        held = len(self.partial)
+        head = bytearray(self.partial)
+        head += copy_bytes(data, position, min(end, position + MAX_HEADER - held))
+        size = self._read_header(head, 0, len(head))
+        if size == 0:
+            self.partial = bytes(head)
+            return end
+        self.partial = b""
+        return self._begin_payload(data, position + size - held, end)
+
+    def _read_header(self, data: bytearray, position: int, end: int) -> int:
+        """Reads and checks a frame's header (RFC 6455 5.2); gives its size, or 0 where bytes of it are missing."""
+        available = end - position
+        if available < 2:
+            return 0
+        first = data[position]
+        second = data[position + 1]
+        length = second & 0x7F
+        opcode = first & 0x0F
+        if opcode >= 8:
+            if opcode > 10:
+                raise ProtocolError(1002, f"a frame has the reserved opcode {opcode}")
+            if first & 0xF0 != 0x80:
+                raise ProtocolError(1002, "a control frame is fragmented or has a reserved bit set")
+            if length > 125:
+                raise ProtocolError(1002, "a control frame has more than 125 bytes")
+        else:
+            if first & 0x70 & ~self.rsv_allowed:
+                raise ProtocolError(1002, "a reserved bit is set that no extension claims")
+            if opcode > 2:
+                raise ProtocolError(1002, f"a frame has the reserved opcode {opcode}")
+            if opcode == 0:
+                if self.message_opcode == 0:
+                    raise ProtocolError(1002, "a continuation frame comes with no message begun")
+            elif self.message_opcode != 0:
+                raise ProtocolError(1002, "a new message begins within a fragmented one")
+        if self.client:
+            if second & 0x80:
+                raise ProtocolError(1002, "a frame from the server is masked")
+            size = 2
+        else:
+            if not second & 0x80:
+                raise ProtocolError(1002, "a frame from the client is not masked")
+            size = 6
+        if length == 126:
+            if available < size + 2:
+                return 0
+            length = data[position + 2] << 8 | data[position + 3]
+            if length < 126:
+                raise ProtocolError(1002, "a length is not encoded in the fewest bytes")
+            size += 2
+        elif length == 127:
+            if available < size + 8:
+                return 0
+            if data[position + 2] & 0x80:
+                raise ProtocolError(1002, "a length has its highest bit set")
+            length = 0
+            for i in range(position + 2, position + 10):
+                length = length << 8 | data[i]
+            if length < 65536:
+                raise ProtocolError(1002, "a length is not encoded in the fewest bytes")
+            size += 8
+        elif available < size:
+            return 0
+        if opcode < 8:
+            self._check_limits(first, length)
+        if not self.client:
+            i = position + size - 4
+            self.key = data[i] << 24 | data[i + 1] << 16 | data[i + 2] << 8 | data[i + 3]
+        # Control frames within a fragmented message do not renew it: they are no progress.
+        if self.raw or self.message_opcode == 0:
+            self.begun += 1
+        self.first = first
+        self.remaining = length
+        self.offset = 0
+        return size
+
+    def _check_limits(self, first: int, length: int) -> None:
+        """Refuses by the header what is too long, before a byte of the payload is stored."""
+        held = 0
+        if not first & 0x0F:
+            self.fragments += 1
+            if self.max_fragments and self.fragments > self.max_fragments and not self.raw:
+                raise ProtocolError(1008, f"a message has more than {self.max_fragments} fragments")
+            if self.message is not None:
+                held = self.message.length()
+        else:
+            self.fragments = 1
+        if self.limit and length > self.limit - held:
+            kind = "frame" if self.raw else "message"
+            raise ProtocolError(1009, f"a {kind} of {held + length} bytes is over the limit of {self.limit}")
+
+    def _begin_payload(self, data: bytearray, position: int, end: int) -> int:
+        """Takes a frame whose payload is all here in one go; leaves others to `_read_payload`."""
+        first = self.first
+        if self.remaining > end - position or self.raw:
+            return self._read_payload(data, position, end)
+        stop = position + self.remaining
+        if first & 0x0F >= 8:
+            if not self.client:
+                unmask(data, position, stop, self.key)
+            self.remaining = -1
+            self._control(first, copy_bytes(data, position, stop))
+            return stop
+        if first & 0x8F < 0x81 or self.extensions:
+            return self._read_payload(data, position, end)
+        if not self.client:
+            unmask(data, position, stop, self.key)
+        if first == 0x81:
+            try:
+                text = decode_text(data, position, stop)
+            except UnicodeDecodeError:
+                raise ProtocolError(1007, "a text message is not UTF-8") from None
+            self._put(text)
+        else:
+            self._put(copy_bytes(data, position, stop))
+        self.remaining = -1
+        return stop
+
+    def _read_payload(self, data: bytearray, position: int, end: int) -> int:
+        """Takes what is here of a frame's payload."""
+        first = self.first
+        whole_messages = not self.raw and not self.extensions
+        data_frame = first & 0x0F < 8
+        if data_frame and whole_messages:
+            if self.message is None:
+                self.message = Buffer()
+            target = self.message
+        else:
+            if self.payload is None:
+                self.payload = Buffer()
+            target = self.payload
+        count = min(self.remaining, end - position)
+        before = target.length()
+        target.append_unmasked(data, position, position + count, 0 if self.client else self.key, self.offset)
+        self.remaining -= count
+        self.offset += count
+        if data_frame:
+            if first & 0x0F:
+                self.message_opcode = first & 0x0F
+            if not self.extensions:
+                self._check_text(target, before)
+        if self.remaining == 0:
+            self.remaining = -1
+            if not data_frame:
+                self._control(first, target.take_bytes())
+            elif whole_messages:
+                if first & 0x80:
+                    self._end_message()
+            else:
+                self._end_frame(target.take_bytes())
+        return position + count
+
+    def _check_text(self, target: Buffer, before: int) -> None:
+        if self.message_opcode == 1:
+            if self.utf8 is None:
+                self.utf8 = Utf8Validator()
+            if not self.utf8.check(target, before):
+                raise ProtocolError(1007, "a text message is not UTF-8")
+
+    def _end_frame(self, payload: bytes) -> None:
+        """Ends a data frame that goes through extensions, or to a raw session."""
+        first = self.first
+        frame = Frame(OPCODES[first & 0x0F], payload, bool(first & 0x80), (first & 0x70) >> 4)
+        if self.extensions:
+            limit = None
+            if self.limit:
+                limit = self.limit - (0 if self.message is None else self.message.length())
+            for extension in self.extensions:
+                frame = extension.decode(frame, limit)
+            if frame.rsv:
+                raise ProtocolError(1002, "a reserved bit is set that no extension took")
+        if self.message is None:
+            self.message = Buffer()
+        before = self.message.length()
+        if self.extensions:
+            self.message.append(frame.payload)
+            self._check_text(self.message, before)
+        if self.raw:
+            self.message.clear()
+            if frame.fin:
+                self._check_text_end()
+                self.message_opcode = 0
+            self._put(frame)
+        elif frame.fin:
+            self._end_message()
+
+    def _check_text_end(self) -> None:
+        if self.utf8 is not None:
+            complete = self.utf8.complete
+            self.utf8 = None
+            if not complete:
+                raise ProtocolError(1007, "a text message ends within a character")
+
+    def _end_message(self) -> None:
+        message = self.message
+        assert message is not None
+        opcode = self.message_opcode
+        self._check_text_end()
+        self.message_opcode = 0
+        self.message = None
+        if opcode == 1:
+            self._put(message.take_text())
+        else:
+            self._put(message.take_bytes())
+
+    def _control(self, first: int, payload: bytes) -> None:
+        opcode = first & 0x0F
+        if opcode == 8:
+            self.close_reason = CloseReason.from_payload(payload)
+        elif not self.raw:
+            if opcode == 9:
+                if self.open:
+                    self.answered = True
+                    self.replies.append_frame(0x8A, payload, self.masking)
+            elif self.pongs is not None:
+                self.pongs.append(payload)
+        if self.raw:
+            self._put(Frame(OPCODES[opcode], payload))
+
+    def _put(self, item: str | bytes | Frame) -> None:
+        if self.open:
+            self.queue.append(item)
+            self.waiting += 1
+            if self.read_limit:
+                self.queued += MESSAGE_COST + self._size(item)
+
+    def _size(self, item: str | bytes | Frame) -> int:
+        if isinstance(item, Frame):
+            return len(item.payload)
+        return len(item)
+
+
+class FrameRules:
+    """Keeps a raw session from sending what RFC 6455 forbids; knows where the outgoing message stands."""
+
+    __slots__ = ("_message_opcode", "_rsv_allowed", "_utf8")
+
+    def __init__(self, rsv: int = 0) -> None:
+        self._message_opcode = 0
+        self._rsv_allowed = rsv
+        self._utf8: Utf8Validator | None = None
+
+    def check(self, frame: Frame) -> None:
+        """Raises ``TypeError`` or ``ValueError`` where ``frame`` may not be sent now; remembers it otherwise."""
+        if not isinstance(frame, Frame):
+            raise TypeError(f"a raw session sends a Frame, not {type(frame).__name__}")
+        if not isinstance(frame.payload, (bytes, bytearray, memoryview)):
+            raise TypeError(f"a frame's payload is bytes, not {type(frame.payload).__name__}")
+        if frame.opcode not in OPCODES:
+            raise ValueError(f"opcode {frame.opcode!r} is reserved (RFC 6455 5.2)")
+        if frame.opcode >= 8:
+            self._check_control(frame)
+            return
+        if frame.rsv & ~self._rsv_allowed:
+            raise ValueError(f"RSV bits {frame.rsv} are set, which no negotiated extension claims (RFC 6455 5.2)")
+        if frame.opcode == 0 and self._message_opcode == 0:
+            raise ValueError("a continuation frame needs a message begun with fin=False (RFC 6455 5.4)")
+        if frame.opcode != 0 and self._message_opcode != 0:
+            raise ValueError("the fragmented message must end before a new one begins (RFC 6455 5.4)")
+        opcode = frame.opcode or self._message_opcode
+        if opcode == 1:
+            self._check_text(frame)
+        self._message_opcode = 0 if frame.fin else opcode
+
+    def _check_control(self, frame: Frame) -> None:
+        if not frame.fin or frame.rsv:
+            raise ValueError("a control frame is neither fragmented nor has RSV bits (RFC 6455 5.5)")
+        if len(frame.payload) > 125:
+            raise ValueError(f"a control frame has at most 125 bytes, this one has {len(frame.payload)} (RFC 6455 5.5)")
+        if frame.opcode == 8:
+            try:
+                CloseReason.from_payload(bytes(frame.payload))
+            except ProtocolError as error:
+                raise ValueError(f"{error.message} (RFC 6455 7.4)") from None
+
+    def _check_text(self, frame: Frame) -> None:
+        validator = self._utf8 or Utf8Validator()
+        buffer = Buffer()
+        buffer.append(frame.payload)
+        if not validator.check(buffer, 0) or (frame.fin and not validator.complete):
+            raise ValueError("a text message is UTF-8 (RFC 6455 5.6)")
+        self._utf8 = None if frame.fin else validator

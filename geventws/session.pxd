@@ -1,0 +1,19 @@
+cimport cython
+
+from geventws.connection cimport Connection
+from geventws.transport cimport monotonic
+
+
+cdef class WebSocketSession:
+    cdef readonly Connection connection
+    cdef readonly object call
+    cdef public object rules
+    cdef dict __dict__
+    cdef object __weakref__
+
+
+cdef class DefaultWebSocketSession(WebSocketSession):
+    cdef object _ping_interval, _pinger, _pings, _latency
+
+    @cython.locals(connection=Connection)
+    cpdef send(self, message)

@@ -1,0 +1,406 @@
+"""Sessions: what a handler holds of a WebSocket. Default sessions give messages, raw sessions give frames.
+
+Both are thin: what they share stands in `Connection`. session.pxd gives the types to the compiled build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import urandom
+from typing import TYPE_CHECKING, Any, Protocol, Union
+
+from gevent import Timeout
+from gevent.event import AsyncResult
+
+from geventws.connection import Connection
+from geventws.errors import ConnectionClosed, ProtocolError, UsageError
+from geventws.frames import CloseCode, CloseReason, Frame
+from geventws.pinger import Pinger
+from geventws.protocol.codec import FrameRules
+from geventws.settings import Settings, check_option
+from geventws.transport import monotonic
+
+if TYPE_CHECKING:
+    from geventws.protocol.extensions import ExtensionSession
+
+__all__ = ["DefaultWebSocketSession", "WebSocketSession"]
+
+BytesLike = Union[bytes, bytearray, memoryview]
+
+CONNECTING, OPEN = 0, 1
+
+
+class Call(Protocol):
+    """The HTTP side of a session: what it was asked with, and how to answer it."""
+
+    #: The subprotocol agreed on, or None.
+    protocol: str | None
+    remote_address: Any
+
+    def accept(self, session: WebSocketSession, protocol: str | None, headers: Sequence[tuple[str, str]]) -> None:
+        """Sends the 101 and opens the session's connection."""
+        ...
+
+
+class WebSocketSession:
+    """A raw session: every frame goes through the handler, and nothing is answered by itself.
+
+    Nothing illegal goes out either. Any greenlet may send or close; one at a time may receive. The session opens at its first use.
+    """
+
+    def __init__(self, settings: Settings, call: Call, client: bool = False) -> None:
+        self.call = call
+        self._start(Connection(settings, True, client))
+
+    def _start(self, connection: Connection) -> None:
+        self.connection = connection
+        self.rules: FrameRules | None = None
+
+    def opened(self) -> None:
+        """Called by the call when the connection is open."""
+        rsv = 0
+        for extension in self.connection.encoders:
+            rsv |= getattr(extension, "rsv", 0)
+        self.rules = FrameRules(rsv)
+
+    def accept(self, protocol: str | None = None, headers: Sequence[tuple[str, str]] = ()) -> None:
+        """Answers the handshake with 101 (RFC 6455 4.2.2), as the first use of the session does by itself.
+
+        ``protocol`` is one that the client offered, by default the one of the route; ``headers`` are added to the response.
+        Raises ``ValueError`` for a protocol that was not offered or a header that may not be sent, ``UsageError`` when the session is open already.
+        """
+        if self.connection.state != CONNECTING:
+            raise UsageError("the session is accepted already: call accept() before its first use, and once")
+        self.call.accept(self, protocol, headers)
+
+    def accept_if_needed(self) -> None:
+        """Opens the session where that has not happened yet."""
+        if self.connection.state == CONNECTING:
+            self.call.accept(self, None, ())
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """The next frame, pings, pongs and closes among them; blocks until it comes, or for ``timeout`` seconds.
+
+        Raises ``TimeoutError`` (no frame is lost), ``ConnectionClosed`` after the end, ``UsageError`` while another greenlet receives.
+        """
+        if self.connection.state == CONNECTING:
+            self.accept_if_needed()
+        if timeout is None:
+            return self.connection.receive()
+        return self.connection.receive_within(timeout)
+
+    def send(self, frame: Frame) -> None:
+        """Sends one frame; blocks while more than ``write_limit`` bytes wait for the peer.
+
+        Raises ``ValueError`` or ``TypeError`` for a frame that may not be sent at this point, and ``ConnectionClosed`` after the end.
+        """
+        connection = self.connection
+        if connection.state == CONNECTING:
+            self.accept_if_needed()
+        if connection.state != OPEN or connection.close_sent:
+            raise ConnectionClosed(connection.ending())
+        rules = self.rules
+        assert rules is not None
+        rules.check(frame)
+        if frame.opcode == 8:
+            connection.sent_close_frame(bytes(frame.payload))
+        elif frame.opcode > 8 or frame.rsv:
+            connection.send((0x80 if frame.fin else 0) | frame.rsv << 4 | frame.opcode, _view(frame.payload))
+        else:
+            connection.send_fragment(frame.opcode, _view(frame.payload), frame.fin)
+
+    def flush(self) -> None:
+        """Blocks until all that was sent is with the operating system; raises ``ConnectionClosed``."""
+        self.accept_if_needed()
+        self.connection.wait_flushed()
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Closes with a Close frame, and blocks until the peer has answered it, at most ``timeout`` seconds (RFC 6455 7).
+
+        Does nothing on a session that is closed. Raises ``ValueError`` or ``TypeError`` for a code or a reason that may not be sent.
+        """
+        close_reason = CloseReason(code, reason)
+        close_reason.to_payload()
+        self.accept_if_needed()
+        connection = self.connection
+        connection.start_close(close_reason)
+        if not connection.wait_closed(connection.timeout):
+            connection.terminate()
+
+    def start_close(self, code: int = 1000, reason: str = "") -> None:
+        """Closes as `close`, but never blocks: the session ends when the peer has answered, at most ``timeout`` seconds later."""
+        self.connection.start_close(CloseReason(code, reason))
+
+    def terminate(self) -> None:
+        """Ends the connection at once, without a closing handshake."""
+        self.connection.terminate()
+
+    def wait_closed(self, timeout: float | None = None) -> bool:
+        """Blocks until the connection is gone, at most ``timeout`` seconds; tells whether it is. Any greenlet may wait."""
+        return self.connection.wait_closed(timeout)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        connection = self.connection
+        if connection.state == CONNECTING:
+            self.accept_if_needed()
+        try:
+            return connection.receive()
+        except ConnectionClosed:
+            raise StopIteration from None
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self.connection.state > OPEN or self.connection.close_sent
+
+    @property
+    def close_reason(self) -> CloseReason | None:
+        """Why the session ends or ended: who closed first decides. 1006 for a connection that was lost; None while it is open."""
+        connection = self.connection
+        if connection.close_reason is None and not connection.input_over:
+            return None
+        return connection.ending()
+
+    @property
+    def protocol(self) -> str | None:
+        """The subprotocol agreed on, or None."""
+        return self.call.protocol
+
+    @property
+    def extensions(self) -> tuple[ExtensionSession, ...]:
+        """The extensions agreed on."""
+        return self.connection.encoders
+
+    @property
+    def remote_address(self) -> Any:
+        """The peer's socket address: (host, port) on TCP."""
+        return self.call.remote_address
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a missing pong, the closing handshake and the last writes may take."""
+        return self.connection.timeout
+
+    @timeout.setter
+    def timeout(self, value: float) -> None:
+        check_option("timeout", value)
+        self.connection.timeout = value
+        self._timing_changed()
+
+    @property
+    def max_frame_size(self) -> int | None:
+        """Bytes of the largest message (raw: frame) that is taken; None for no limit."""
+        return self.connection.max_frame_size
+
+    @max_frame_size.setter
+    def max_frame_size(self, value: int | None) -> None:
+        check_option("max_frame_size", value)
+        self.connection.set_max_frame_size(value)
+
+    @property
+    def masking(self) -> bool:
+        """Whether outgoing frames are masked, which RFC 6455 5.1 forbids to a server and orders a client."""
+        return self.connection.masking
+
+    @masking.setter
+    def masking(self, value: bool) -> None:
+        check_option("masking", value)
+        self.connection.set_masking(value)
+
+    def _timing_changed(self) -> None:
+        """Called when ``timeout`` has changed."""
+
+
+class DefaultWebSocketSession(WebSocketSession):
+    """A session of whole messages: pongs, reassembly, UTF-8, keepalive and the closing handshake are done for you.
+
+    Any greenlet may send or close, and frames never mix; one at a time may receive. The session opens at its first use.
+    """
+
+    def __init__(self, settings: Settings, call: Call, client: bool = False) -> None:
+        self.call = call
+        self._start(Connection(settings, False, client))
+        self._ping_interval = settings.ping_interval
+        self._pinger: Pinger | None = None
+        self._pings: dict[bytes, tuple[float, AsyncResult]] | None = None
+        self._latency: float | None = None
+
+    def opened(self) -> None:
+        """Called by the call when the connection is open."""
+        self.connection.on_pong = self._on_pong
+        self._timing_changed()
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """The next message: str for text, bytes for binary; blocks until it comes, or for ``timeout`` seconds.
+
+        Raises ``TimeoutError`` (no message is lost), ``ConnectionClosed`` after the end, ``UsageError`` while another greenlet receives.
+        """
+        if self.connection.state == CONNECTING:
+            self.accept_if_needed()
+        if timeout is None:
+            return self.connection.receive()
+        return self.connection.receive_within(timeout)
+
+    def send(self, message: str | BytesLike | Iterable[str | BytesLike]) -> None:
+        """Sends a message: str as text, bytes-like as binary, an iterable of either as one message in fragments (RFC 6455 5.4).
+
+        Blocks while more than ``write_limit`` bytes wait for the peer, and while another greenlet sends fragments. Each fragment
+        leaves as it comes. Raises ``ConnectionClosed`` after the end, ``TypeError`` for what is no message.
+        """
+        connection = self.connection
+        if connection.state == CONNECTING:
+            self.accept_if_needed()
+        if isinstance(message, str):
+            connection.send_message(1, message)
+        elif isinstance(message, bytes):
+            connection.send_message(2, message)
+        elif isinstance(message, (bytearray, memoryview)) or hasattr(message, "__buffer__") or _is_buffer(message):
+            connection.send_message(2, _view(message))
+        elif isinstance(message, Iterable) and not isinstance(message, Mapping):
+            self._send_fragments(message)
+        else:
+            raise TypeError(f"a message is str, bytes-like or an iterable of these, not {type(message).__name__}")
+
+    def _send_fragments(self, fragments: Iterable[str | BytesLike]) -> None:
+        connection = self.connection
+        connection.begin_fragments()
+        try:
+            opcode = 0
+            for fragment in fragments:
+                text = isinstance(fragment, str)
+                if not text and not _is_buffer(fragment):
+                    raise TypeError(f"a fragment is str or bytes-like, not {type(fragment).__name__}")
+                kind = 1 if text else 2
+                if opcode and kind != opcode:
+                    raise TypeError("the fragments of a message are all str or all bytes-like")
+                data: str | memoryview = fragment if isinstance(fragment, str) else _view(fragment)
+                connection.send_fragment(0 if opcode else kind, data, False)
+                opcode = kind
+            if opcode:
+                connection.send_fragment(0, b"", True)
+        except BaseException:
+            # A message that has begun can't be taken back, and no other may follow it.
+            if opcode:
+                connection.start_close(CloseReason(CloseCode.INTERNAL_ERROR))
+            raise
+        finally:
+            connection.end_fragments()
+
+    def ping(self, timeout: float | None = None) -> float:
+        """Sends a ping and blocks until its pong is here; gives the seconds between.
+
+        Raises ``TimeoutError`` after ``timeout`` seconds, by default the session's, and ``ConnectionClosed`` where the session ends first.
+        """
+        self.accept_if_needed()
+        connection = self.connection
+        if self.closed:
+            raise ConnectionClosed(connection.ending())
+        payload = urandom(8)
+        result = AsyncResult()
+        if self._pings is None:
+            self._pings = {}
+        self._pings[payload] = (monotonic(), result)
+        connection.expect_pong()
+        limit = connection.timeout if timeout is None else timeout
+        try:
+            connection.ping(payload)
+            with Timeout(limit, TimeoutError(f"no pong came within {limit:g} s")):
+                seconds = result.get()
+        finally:
+            if self._pings is not None:
+                self._pings.pop(payload, None)
+        if seconds is None:
+            raise ConnectionClosed(connection.ending())
+        return float(seconds)
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds between the last answered ping, the keepalive's or `ping`'s, and its pong; None before the first."""
+        return self._latency
+
+    def _on_pong(self, payload: bytes) -> None:
+        """Takes a pong, in the hub."""
+        pings = self._pings
+        if pings is not None and payload in pings:
+            # A pong answers the pings before it too (RFC 6455 5.5.3).
+            for sent in list(pings):
+                sent_at, result = pings.pop(sent)
+                self._latency = monotonic() - sent_at
+                result.set(self._latency)
+                if sent == payload:
+                    break
+        keepalive = self._pinger
+        if keepalive is not None and keepalive.waiting:
+            keepalive.pong(Frame.pong(payload))
+            if not keepalive.waiting:
+                self._latency = keepalive.latency
+        if pings or (keepalive is not None and keepalive.waiting):
+            self.connection.expect_pong()
+
+    def ended(self) -> None:
+        """Called when the connection is gone."""
+        if self._pinger is not None:
+            self._pinger.stop()
+            self._pinger = None
+        if self._pings is not None:
+            for _, result in self._pings.values():
+                result.set(None)
+            self._pings = None
+
+    def send_serialized(self, value: Any) -> None:
+        """Sends ``value`` as the content converter turns it into a message; blocks and raises as `send`.
+
+        Raises ``UsageError`` without a converter.
+        """
+        self.send(self._converter().serialize(value))
+
+    def receive_deserialized(self, type: Any = None, timeout: float | None = None) -> Any:
+        """The next message as the content converter turns it into an object, of ``type`` where the converter can use that.
+
+        Blocks and raises as `receive`; ``ProtocolError`` (1007) for a message that the converter can't read, which closes the session
+        if it leaves the handler.
+        """
+        return self._converter().deserialize(self.receive(timeout), type)
+
+    def _converter(self) -> Any:
+        converter = self.connection.settings.content_converter
+        if converter is None:
+            raise UsageError("no content_converter is set: WebSockets(content_converter=geventws.JSONConverter())")
+        return converter
+
+    @property
+    def ping_interval(self) -> float | None:
+        """Seconds between keepalive pings; None for no pings."""
+        return self._ping_interval
+
+    @ping_interval.setter
+    def ping_interval(self, value: float | None) -> None:
+        check_option("ping_interval", value)
+        self._ping_interval = value
+        self._timing_changed()
+
+    def _timing_changed(self) -> None:
+        if self._pinger is not None:
+            self._pinger.stop()
+            self._pinger = None
+        if self._ping_interval is not None and self.connection.state == OPEN:
+            self._pinger = Pinger(self.connection, self._ping_interval, self.connection.timeout, True)
+
+
+def _is_buffer(value: object) -> bool:
+    try:
+        memoryview(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def _view(data: Any) -> memoryview:
+    """``data`` byte by byte: items of other sizes would make lengths lie."""
+    view = memoryview(data)
+    if not view.c_contiguous:
+        raise TypeError("a message's bytes must be contiguous")
+    return view.cast("B")

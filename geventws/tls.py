@@ -1,0 +1,64 @@
+"""The transport of a TLS connection."""
+
+from __future__ import annotations
+
+from ssl import SSLEOFError, SSLError, SSLWantReadError, SSLWantWriteError, SSLZeroReturnError
+from typing import Any
+
+from geventws.protocol.buffer import Buffer
+from geventws.transport import Transport
+
+__all__ = ["TLSTransport", "transport_of"]
+
+#: The largest TLS record's payload (RFC 8446 5.1).
+RECORD = 16384
+
+
+class TLSTransport(Transport):
+    """An established TLS connection, used past the blocking calls of its socket object."""
+
+    def __init__(self, socket: Any) -> None:
+        super().__init__(socket)
+        self._tls = socket._sslobj
+        self._record = 0
+        self.keeps_input = True
+
+    def receive(self, target: bytearray) -> int:
+        """As `Transport.receive`, in plain text."""
+        try:
+            return self._tls.read(len(target), target)  # type: ignore[no-any-return]
+        except (SSLWantReadError, SSLWantWriteError):
+            return -1
+        except (SSLZeroReturnError, SSLEOFError):
+            return 0
+
+    def send(self, source: Buffer) -> bool:
+        """As `Transport.send`, in records."""
+        while source:
+            # After a refusal OpenSSL wants the same bytes again (SSL_write(3)), so their number is kept.
+            self._record = self._record or min(len(source), RECORD)
+            try:
+                source.consume(self._tls.write(source.peek(self._record)))
+            except (SSLWantWriteError, SSLWantReadError):
+                return False
+            self._record = 0
+        return True
+
+    def send_with(self, source: Buffer, payload: bytes | bytearray | memoryview) -> bool:
+        """As `Transport.send_with`."""
+        source.append(payload)
+        return self.send(source)
+
+    def shut_down(self) -> None:
+        """Says the end of output: close_notify, then FIN."""
+        try:
+            self._tls.shutdown()
+        except (SSLError, OSError):
+            # The peer's own close_notify is not waited for.
+            pass
+        super().shut_down()
+
+
+def transport_of(socket: Any) -> Transport:
+    """The transport for a connected socket, plain or TLS."""
+    return TLSTransport(socket) if getattr(socket, "_sslobj", None) is not None else Transport(socket)

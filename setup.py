@@ -1,0 +1,37 @@
+"""Builds the compiled core where Cython and a C compiler are at hand; without them the same code runs uncompiled."""
+
+import os
+
+from setuptools import Extension, setup
+
+SOURCES = {
+    "geventws.protocol.buffer": "geventws/protocol/buffer.pyx",
+    "geventws.protocol.codec": "geventws/protocol/codec.py",
+    "geventws.transport": "geventws/transport.pyx",
+    "geventws.connection": "geventws/connection.py",
+    "geventws.session": "geventws/session.py",
+}
+
+
+def extensions() -> list[Extension]:
+    """The extension modules; none where GEVENTWS_PURE is set at build time or Cython is missing."""
+    if os.environ.get("GEVENTWS_PURE", "0") not in ("", "0"):
+        return []
+    try:
+        from Cython.Build import cythonize
+    except ImportError:
+        return []
+    # optional: a failing compiler must not fail the install.
+    modules = [Extension(name, [source], extra_compile_args=["-O3"], optional=True) for name, source in SOURCES.items()]
+    directives = {
+        "language_level": 3,
+        "boundscheck": False,
+        "wraparound": False,
+        "initializedcheck": False,
+        "annotation_typing": False,
+        "always_allow_keywords": True,
+    }
+    return cythonize(modules, compiler_directives=directives, build_dir="build/cython")
+
+
+setup(ext_modules=extensions())
