@@ -34,7 +34,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/test.stamp
+bench: $(VENV)/all.stamp
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 autobahn: $(VENV)/all.stamp

@@ -34,6 +34,11 @@ class Contender:
     deflate: bool = True
 
     @property
+    def ours(self) -> bool:
+        """Whether it is geventws, and no peer."""
+        return self.runtime == sys.executable
+
+    @property
     def command(self) -> tuple[str, ...]:
         """The whole command line, with ``{port}`` still in it."""
         return (self.runtime, *self.arguments)
@@ -41,7 +46,7 @@ class Contender:
     def environment_for(self, deflate: bool) -> dict[str, str]:
         """The variables to start it with, over those of this process."""
         return {
-            "PYTHONPATH": str(HERE.parent) if self.runtime == sys.executable else "",
+            "PYTHONPATH": str(HERE.parent) if self.ours else "",
             "NODE_PATH": str(PEERS / "node" / "node_modules"),
             "NODE_ENV": "production",
             "BENCHMARK_DEFLATE": "1" if deflate else "0",
@@ -60,13 +65,12 @@ def _gunicorn(worker: str, folder: str, app: str) -> tuple[str, ...]:
 
 
 def _ours(name: str, remark: str, arguments: tuple[str, ...], module: str, pure: bool = False) -> Contender:
+    build = "pure" if pure else "compiled"
     # A row must not be of another build than it says.
-    wrong_build = "the compiled modules are in use" if pure else "not compiled: python setup.py build_ext --inplace"
     check = f"""
-import {module}
-from geventws.protocol import codec
-if codec.__file__.endswith(".py") is not {pure}:
-    raise ImportError({wrong_build!r})
+import {module}, geventws
+if geventws.build() != {build!r}:
+    raise ImportError(f"this is the {{geventws.build()}} build; to compile: python setup.py build_ext --inplace")
 """
     return Contender(name, remark, sys.executable, arguments, check, {"GEVENTWS_PURE": "1" if pure else ""})
 

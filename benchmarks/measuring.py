@@ -16,13 +16,14 @@ from contenders import PEERS, Contender
 from processes import ServerFailed, ServerProcess, free_port, pinned
 from works import Work
 
-__all__ = ["IDLE_CONNECTIONS", "Run", "measure"]
+__all__ = ["Run", "measure"]
 
-IDLE_CONNECTIONS = 5000
+_IDLE_CONNECTIONS = 5000
 _WARMUP = 1
 _OPENING = 120  # seconds that wsload gives to its connections to open
 _SAMPLE = 0.05
 _SAMPLE_PSS = 0.3
+_BUSY = 0.4  # of a core, both sides together
 
 
 @dataclass
@@ -32,8 +33,8 @@ class Run:
     work: str
     server: str
     round: int
-    #: "right"; "wrong" where wsload saw a wrong reply or lost a connection; "failed" where there is no figure at all;
-    #: "unable" where the server has no such feature.
+    #: "right"; "wrong" where wsload saw a wrong reply or lost a connection; "stalled" where replies stayed out;
+    #: "failed" where there is no figure at all; "unable" where the server has no such feature.
     outcome: str = "right"
     remark: str = ""
     rate: float | None = None
@@ -76,6 +77,8 @@ def measure(wsload: Path, work: Work, contender: Contender, round_: int, seconds
                 run.rate = run.wsload["sessions_per_s" if work.mode == "connect" else "messages_per_s"]
                 if run.rate and run.server_cpu is not None:
                     run.server_cpu_us = run.server_cpu / run.rate * 1e6
+                if run.outcome == "right" and _stands_still(run):
+                    run.outcome, run.remark = "stalled", "neither side is busy, though replies are owed"
     except ServerFailed as error:
         run.outcome, run.remark = "failed", str(error)
     return run
@@ -101,11 +104,19 @@ def _measure_speed(run: Run, server: ServerProcess, command: Sequence[str], seco
     run.client_cpu = run.wsload["client_cpu"]
 
 
+def _stands_still(run: Run) -> bool:
+    # An echo always has messages in flight, so that one side is busy and Little's law holds: rate x latency = in flight.
+    if run.wsload["mode"] != "echo" or (run.server_cpu or 0) + run.wsload["client_cpu"] > _BUSY:
+        return False
+    in_flight = run.wsload["conns"] * run.wsload["window"]
+    return bool(run.wsload["messages_per_s"] * run.wsload["p50_us"] / 1e6 < in_flight / 4)
+
+
 def _measure_memory(run: Run, server: ServerProcess, load: Sequence[str], seconds: int) -> None:
     # A few sessions go first, so that what a server allocates once is not taken for a connection's share.
     target = ("127.0.0.1", str(server.port), "/")
     _load(run, server, [*load, "echo", *target, "-c8", "-w1", "-s125", "-d1", "-u0"], lambda: None, _SAMPLE, _OPENING)
-    count = min(IDLE_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 200)
+    count = min(_IDLE_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 200)
     before = server.pss()
     held: list[int] = []
     command = [*load, "hold", *target, f"-c{count}", f"-d{seconds}", "-u0"]

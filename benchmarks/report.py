@@ -50,11 +50,11 @@ def table(work: Work, runs: Sequence[Run], baseline: str) -> str:
     for name, row in rows.items():
         figures = [form.format(value) if (value := get(row)) is not None else "-" for _, get, form in columns]
         lines.append([name, *figures, ", ".join(row["marks"])])
-    widths = [max(map(len, column)) for column in zip(*lines)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rounds = max(run.round for run in runs)
     text = [f"{work.name}: {work.title} (medians of {rounds} round{'s' * (rounds > 1)})"]
     for name, *figures, marks in lines:
-        cells = [name.ljust(widths[0]), *(figure.rjust(width) for figure, width in zip(figures, widths[1:])), marks]
+        cells = [name.ljust(widths[0]), *(figure.rjust(width) for figure, width in zip(figures, widths[1:-1], strict=True)), marks]
         text.append("  ".join(cells).rstrip())
     text += [f"{run.server}, round {run.round}: {run.outcome.upper()}: {run.remark}" for run in runs if run.remark]
     return "\n".join(text)
@@ -144,7 +144,9 @@ def _ratio_columns(work: Work, base: dict[str, Any]) -> list[Column]:
 def _marks(runs: Sequence[Run], client_cpu: float | None) -> list[str]:
     outcomes = [run.outcome for run in runs]
     marks = [
-        f"{name.upper()} in {outcomes.count(name)} of {len(runs)}" for name in ("wrong", "failed") if name in outcomes
+        f"{name.upper()} in {outcomes.count(name)} of {len(runs)}"
+        for name in ("wrong", "stalled", "failed")
+        if name in outcomes
     ]
     if "unable" in outcomes:
         marks.append("has no permessage-deflate")

@@ -7,7 +7,7 @@ import sys
 
 import geventws
 
-EXTENSIONS = (geventws.PerMessageDeflate(),) if os.environ.get("BENCHMARK_DEFLATE") == "1" else ()
+EXTENSIONS = (geventws.PermessageDeflate(),) if os.environ.get("BENCHMARK_DEFLATE") == "1" else ()
 
 app = geventws.WebSockets(max_frame_size=16 * 1024 * 1024, extensions=EXTENSIONS)
 

@@ -10,7 +10,7 @@ from flask import Flask
 import geventws
 from geventws.flask import WebSockets
 
-EXTENSIONS = (geventws.PerMessageDeflate(),) if os.environ.get("BENCHMARK_DEFLATE") == "1" else ()
+EXTENSIONS = (geventws.PermessageDeflate(),) if os.environ.get("BENCHMARK_DEFLATE") == "1" else ()
 
 app = Flask(__name__)
 sockets = WebSockets(app, max_frame_size=16 * 1024 * 1024, extensions=EXTENSIONS)

@@ -95,7 +95,9 @@ class Utf8Validator:
             self._decoder.decode(memoryview(buffer._data)[start:])
         except UnicodeDecodeError:
             return False
-        return True
+        # Python's decoder waits for the last byte of a surrogate before it refuses it.
+        held = self._decoder.getstate()[0]
+        return not (len(held) > 1 and held[0] == 0xED and held[1] >= 0xA0)
 
 
 def unmask(data: bytearray, start: int, end: int, key: int) -> None:

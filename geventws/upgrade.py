@@ -1,0 +1,112 @@
+"""The seam between the servers and the application: an `Upgrade` stands in the WSGI environ of a request that offers one.
+
+The server half owns the socket, what was read ahead from it, and the leaving of HTTP; the application half owns all that follows.
+"""
+
+from __future__ import annotations
+
+from _socket import socket as RawSocket
+from collections.abc import Callable
+from typing import Any
+
+from geventws.errors import UsageError
+
+__all__ = ["KEY", "Upgrade", "lighten", "names_websocket", "unwrap"]
+
+#: Where the environ holds the `Upgrade`.
+KEY = "geventws.upgrade"
+
+#: What an environ needs no more once the connection is taken: the request's body, and ways to write HTTP.
+_USELESS = ("wsgi.early_hints", "gunicorn.socket", "gunicorn.sock")
+
+
+class Upgrade:
+    """The offer to leave HTTP on the connection that a request came on (RFC 9110 7.8).
+
+    ``release`` ends HTTP for the server. ``sessions`` are the server's open sessions: the application adds its own and
+    discards it at its end, and a server that stops calls ``start_close``, ``wait_closed`` and ``terminate`` on them.
+    """
+
+    __slots__ = ("_release", "remote_address", "sessions", "taken")
+
+    def __init__(self, release: Callable[[], tuple[Any, bytearray]], remote_address: Any, sessions: set[Any]) -> None:
+        self._release: Callable[[], tuple[Any, bytearray]] | None = release
+        #: The socket address of the TCP peer, a proxy's where one stands in front; a Unix socket's is empty.
+        self.remote_address = remote_address
+        self.sessions = sessions
+        #: Whether the application took the connection. From then on nothing of HTTP is written to it.
+        self.taken = False
+
+    def take(self) -> tuple[Any, bytearray]:
+        """Ends HTTP on the connection; gives the socket, which is the caller's to close, and the bytes read behind the request.
+
+        The socket is a ``_socket.socket`` that never blocks, under TLS gevent's ``SSLSocket``. Nothing has been written to it: the 101 is
+        the caller's. Raises ``UsageError`` when the connection is taken already, the response has begun, the request has a body or
+        is over.
+        """
+        release = self._release
+        if release is None:
+            raise UsageError(
+                "the connection is taken already"
+                if self.taken
+                else "the request is over: take its connection before the application has answered"
+            )
+        connection = release()
+        self._release = None
+        self.taken = True
+        return connection
+
+    def expire(self) -> None:
+        """Withdraws the offer: the request is over, and its connection is the server's again or closed."""
+        self._release = None
+
+
+def names_websocket(upgrade: str | None) -> bool:
+    """Tells whether an Upgrade field's value names the websocket protocol (RFC 6455 4.2.1)."""
+    return upgrade is not None and any(token.strip(" \t").lower() == "websocket" for token in upgrade.split(","))
+
+
+def unwrap(sock: Any) -> Any:
+    """What `Upgrade.take` gives for a gevent ``sock``; the wrapper of a plain one is dead afterwards, its descriptor lives on."""
+    if getattr(sock, "_sslobj", None) is not None:
+        return sock
+    raw = RawSocket(sock.family, sock.type, sock.proto, sock.detach())
+    raw.setblocking(False)
+    return raw
+
+
+class NoInput:
+    """The ``wsgi.input`` of a request without a body. It has no state, and one serves all."""
+
+    __slots__ = ()
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Nothing."""
+        return b""
+
+    readline = read
+
+    def readlines(self, hint: int | None = -1) -> list[bytes]:
+        """No lines."""
+        return []
+
+    def __iter__(self) -> NoInput:
+        return self
+
+    def __next__(self) -> bytes:
+        raise StopIteration
+
+    def _discard(self) -> None:
+        """Called by pywsgi to pass over what the application left unread."""
+
+
+NO_INPUT = NoInput()
+
+
+def lighten(environ: dict[str, Any]) -> None:
+    """Drops from the environ of a taken connection, which lives as long as its session, what only HTTP needs."""
+    kept = {key: value for key, value in environ.items() if key not in _USELESS}
+    kept["wsgi.input"] = NO_INPUT
+    # A dict that grew key by key has up to twice the room it needs; one that is updated while empty has not.
+    environ.clear()
+    environ.update(kept)
