@@ -42,7 +42,7 @@ INPUT_SIZE = 256 * 1024
 #: Replies to a batch of messages gather up to this size, and for this long.
 GATHERED_SIZE = 64 * 1024
 GATHERED_SECONDS = 0.001
-#: A payload from this size on is handed to the socket where it lies, not copied into the buffer first.
+#: A payload from this size on goes to the socket from where it lies, not through the buffer.
 DIRECT_SIZE = 16 * 1024
 #: Reading pauses while this much waits for a peer that only asks and never reads: pongs have no other bound.
 OUTPUT_CAP = 1024 * 1024
@@ -327,19 +327,15 @@ class Connection:
             raise ConnectionClosed(self.ending())
         if self.write_limit and output.length() > self.write_limit:
             self._wait_drained()
-        if len(payload) < DIRECT_SIZE or self.masking or self.write_watcher is not None:
+        if len(payload) < DIRECT_SIZE or self.masking:
             output.append_frame(first, payload, self.masking)
             if self.gathering and output.length() < GATHERED_SIZE and monotonic() < self.gathered_until:
                 return
-            self.flush()
         else:
-            data = payload.encode() if isinstance(payload, str) else payload
+            data = payload.encode() if isinstance(payload, str) else bytes(payload)
             output.append_header(first, len(data))
-            try:
-                if not self.transport.send_with(output, data):
-                    self._start_writing()
-            except OSError:
-                self._finish()
+            output.append_body(data)
+        self.flush()
         if self.state == CLOSED:
             raise ConnectionClosed(self.ending())
         if self.write_limit and output.length() > self.write_limit:

@@ -20,7 +20,7 @@ class TLSTransport(Transport):
     def __init__(self, socket: Any) -> None:
         super().__init__(socket)
         self._tls = socket._sslobj
-        self._record = 0
+        self._refused = b""
         self.keeps_input = True
 
     def receive(self, target: bytearray) -> int:
@@ -35,19 +35,15 @@ class TLSTransport(Transport):
     def send(self, source: Buffer) -> bool:
         """As `Transport.send`, in records."""
         while source:
-            # After a refusal OpenSSL wants the same bytes again (SSL_write(3)), so their number is kept.
-            self._record = self._record or min(len(source), RECORD)
+            record = self._refused or source.peek(RECORD)
             try:
-                source.consume(self._tls.write(source.peek(self._record)))
+                source.consume(self._tls.write(record))
             except (SSLWantWriteError, SSLWantReadError):
+                # OpenSSL wants the same bytes again (SSL_write(3)).
+                self._refused = record
                 return False
-            self._record = 0
+            self._refused = b""
         return True
-
-    def send_with(self, source: Buffer, payload: bytes | bytearray | memoryview) -> bool:
-        """As `Transport.send_with`."""
-        source.append(payload)
-        return self.send(source)
 
     def shut_down(self) -> None:
         """Says the end of output: close_notify, then FIN."""

@@ -7,8 +7,6 @@ cdef class Transport:
     cdef public bint keeps_input
     cpdef Py_ssize_t receive(self, bytearray target) except -2
     cpdef bint send(self, Buffer source) except -1
-    cpdef bint send_with(self, Buffer source, payload) except -1
-    cdef bint _write(self, Buffer source, Py_buffer* payload) except -1
     cpdef shut_down(self)
     cpdef error(self)
     cpdef close(self)

@@ -37,18 +37,11 @@ class Transport:
 
     def send(self, source: Buffer) -> bool:
         """Sends from ``source`` what the socket takes; tells whether that was all. Raises ``OSError``."""
-        return self.send_with(source, b"")
-
-    def send_with(self, source: Buffer, payload: bytes | bytearray | memoryview) -> bool:
-        """Sends ``source`` and ``payload``; what the socket does not take of them stays in ``source``."""
-        size = len(source)
-        rest = memoryview(payload).cast("B")
-        try:
-            written = self.socket.sendmsg([source.peek(size), rest]) if size or rest else 0
-        except BlockingIOError:
-            written = 0
-        source.consume(min(written, size))
-        source.append(rest[max(0, written - size) :])
+        if source:
+            try:
+                source.consume(self.socket.send(source.peek(len(source))))
+            except BlockingIOError:
+                pass
         return not source
 
     def shut_down(self) -> None:

@@ -1,6 +1,5 @@
 """The compiled twin of transport.py: the same over system calls. What it does is told there."""
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.time cimport time_t
@@ -10,6 +9,8 @@ from socket import SHUT_WR, SO_ERROR, SOL_SOCKET
 cdef extern from "Python.h":
     char* PyByteArray_AS_STRING(object) noexcept
     Py_ssize_t PyByteArray_GET_SIZE(object) noexcept
+    char* PyBytes_AS_STRING(object) noexcept
+    Py_ssize_t PyBytes_GET_SIZE(object) noexcept
 
 cdef extern from "<sys/types.h>" nogil:
     ctypedef long ssize_t
@@ -22,6 +23,7 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int, void*, size_t, int)
+    ssize_t send(int, const void*, size_t, int)
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -55,50 +57,39 @@ cdef class Transport:
                 PyErr_SetFromErrno(OSError)
 
     cpdef bint send(self, Buffer source) except -1:
-        return self._write(source, NULL)
-
-    cpdef bint send_with(self, Buffer source, payload) except -1:
-        cdef Py_buffer view
-        PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
-        try:
-            return self._write(source, &view)
-        finally:
-            PyBuffer_Release(&view)
-
-    cdef bint _write(self, Buffer source, Py_buffer* payload) except -1:
-        cdef iovec parts[2]
+        cdef iovec parts[3]
         cdef ssize_t written
-        cdef size_t size = source.length()
-        cdef size_t total = size
-        cdef int count = 1
-        parts[0].iov_base = source._data() + source.start if size else NULL
-        parts[0].iov_len = size
-        if payload != NULL:
-            parts[1].iov_base = payload.buf
-            parts[1].iov_len = payload.len
-            total += payload.len
-            count = 2
-        if total == 0:
+        cdef int count = 0
+        cdef Py_ssize_t before = source.end - source.start
+        if source.body is not None:
+            before = source.mark - source.start
+        if before:
+            parts[0].iov_base = source._data() + source.start
+            parts[0].iov_len = before
+            count = 1
+        if source.body is not None:
+            parts[count].iov_base = PyBytes_AS_STRING(source.body) + source.body_start
+            parts[count].iov_len = PyBytes_GET_SIZE(source.body) - source.body_start
+            count += 1
+            if source.end > source.mark:
+                parts[count].iov_base = source._data() + source.mark
+                parts[count].iov_len = source.end - source.mark
+                count += 1
+        if count == 0:
             return True
         while True:
-            written = writev(self.descriptor, parts, count)
+            # send() costs less than writev() of one part.
+            if count == 1:
+                written = send(self.descriptor, parts[0].iov_base, parts[0].iov_len, 0)
+            else:
+                written = writev(self.descriptor, parts, count)
             if written >= 0:
-                break
+                source.consume(written)
+                return source.length() == 0
             if errno == EAGAIN:
-                written = 0
-                break
+                return False
             if errno != EINTR:
                 PyErr_SetFromErrno(OSError)
-        if <size_t> written >= size:
-            source.consume(size)
-            if payload != NULL and <size_t> written < total:
-                written -= size
-                source.append_memory(<char*> payload.buf + written, payload.len - written)
-        else:
-            source.consume(written)
-            if payload != NULL:
-                source.append_memory(<char*> payload.buf, payload.len)
-        return source.length() == 0
 
     cpdef shut_down(self):
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from _socket import socket as RawSocket
 from collections.abc import Callable
+from sys import intern
 from typing import Any
 
 from geventws.errors import UsageError
@@ -18,6 +19,27 @@ KEY = "geventws.upgrade"
 
 #: What an environ needs no more once the connection is taken: the request's body, and ways to write HTTP.
 _USELESS = ("wsgi.early_hints", "gunicorn.socket", "gunicorn.sock")
+
+#: Whose values many clients have in common. Their sessions share one string.
+_COMMON = (
+    "HTTP_ACCEPT_ENCODING",
+    "HTTP_ACCEPT_LANGUAGE",
+    "HTTP_CACHE_CONTROL",
+    "HTTP_CONNECTION",
+    "HTTP_HOST",
+    "HTTP_ORIGIN",
+    "HTTP_PRAGMA",
+    "HTTP_SEC_WEBSOCKET_EXTENSIONS",
+    "HTTP_SEC_WEBSOCKET_PROTOCOL",
+    "HTTP_SEC_WEBSOCKET_VERSION",
+    "HTTP_UPGRADE",
+    "HTTP_USER_AGENT",
+    "PATH_INFO",
+    "RAW_URI",
+    "REMOTE_ADDR",
+    "REQUEST_METHOD",
+    "SERVER_PROTOCOL",
+)
 
 
 class Upgrade:
@@ -107,6 +129,9 @@ def lighten(environ: dict[str, Any]) -> None:
     """Drops from the environ of a taken connection, which lives as long as its session, what only HTTP needs."""
     kept = {key: value for key, value in environ.items() if key not in _USELESS}
     kept["wsgi.input"] = NO_INPUT
+    for key in _COMMON:
+        if key in kept:
+            kept[key] = intern(kept[key])
     # A dict that grew key by key has up to twice the room it needs; one that is updated while empty has not.
     environ.clear()
     environ.update(kept)

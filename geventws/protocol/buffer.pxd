@@ -3,13 +3,16 @@ from cpython.object cimport PyObject
 
 cdef class Buffer:
     cdef PyObject* store
-    cdef Py_ssize_t start, end, capacity
+    cdef Py_ssize_t start, end, capacity, mark, body_start
+    cdef bytes body
     cdef inline char* _data(self) noexcept
     cdef int reserve(self, Py_ssize_t extra) except -1
     cdef Py_ssize_t length(self) noexcept
     cdef int append_memory(self, const char* source, Py_ssize_t count) except -1
     cpdef append(self, data)
     cpdef append_frame(self, int first, payload, bint masked=*)
+    cpdef append_body(self, bytes payload)
+    cpdef expect(self, Py_ssize_t count)
     cpdef append_header(self, int first, Py_ssize_t length)
     cpdef append_unmasked(self, bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key, Py_ssize_t offset)
     cpdef bytes peek(self, Py_ssize_t most)
@@ -30,3 +33,4 @@ cdef class Utf8Validator:
 cpdef unmask(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key)
 cpdef str decode_text(bytearray data, Py_ssize_t start, Py_ssize_t end)
 cpdef bytes copy_bytes(bytearray data, Py_ssize_t start, Py_ssize_t end)
+cpdef bytes unmasked_bytes(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key)

@@ -9,7 +9,7 @@ from codecs import getincrementaldecoder
 from os import urandom
 from typing import Union
 
-__all__ = ["Buffer", "Utf8Validator", "copy_bytes", "decode_text", "unmask"]
+__all__ = ["Buffer", "Utf8Validator", "copy_bytes", "decode_text", "unmask", "unmasked_bytes"]
 
 BytesLike = Union[bytes, bytearray, memoryview]
 
@@ -33,6 +33,13 @@ class Buffer:
         """Appends ``data``."""
         self._data += data
 
+    def append_body(self, payload: bytes) -> None:
+        """Appends a large payload, which need not be copied."""
+        self._data += payload
+
+    def expect(self, count: int) -> None:
+        """Makes room for ``count`` bytes to come."""
+
     def append_header(self, first: int, length: int) -> None:
         """Appends the header of an unmasked frame (RFC 6455 5.2) whose payload follows by other ways."""
         self._data += _header(first, length, 0)
@@ -52,7 +59,7 @@ class Buffer:
         self._data += _xor(data[start:end], key, offset)
 
     def peek(self, most: int) -> bytes:
-        """The first ``most`` bytes, or all where there are fewer."""
+        """Some of the first bytes, at most ``most``; none only where there are none."""
         return bytes(self._data[:most])
 
     def consume(self, count: int) -> None:
@@ -113,6 +120,11 @@ def decode_text(data: bytearray, start: int, end: int) -> str:
 def copy_bytes(data: bytearray, start: int, end: int) -> bytes:
     """``data[start:end]`` as bytes."""
     return bytes(memoryview(data)[start:end])
+
+
+def unmasked_bytes(data: bytearray, start: int, end: int, key: int) -> bytes:
+    """``data[start:end]``, a whole payload, unmasked as bytes."""
+    return _xor(data[start:end], key, 0)
 
 
 def _header(first: int, length: int, mask_bit: int) -> bytes:

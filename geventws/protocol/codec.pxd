@@ -1,6 +1,6 @@
 cimport cython
 
-from geventws.protocol.buffer cimport Buffer, Utf8Validator, copy_bytes, decode_text, unmask
+from geventws.protocol.buffer cimport Buffer, Utf8Validator, copy_bytes, decode_text, unmask, unmasked_bytes
 
 
 cdef class Reader:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from geventws.errors import ProtocolError
 from geventws.frames import CloseReason, Frame, Opcode
-from geventws.protocol.buffer import Buffer, Utf8Validator, copy_bytes, decode_text, unmask
+from geventws.protocol.buffer import Buffer, Utf8Validator, copy_bytes, decode_text, unmask, unmasked_bytes
 
 if TYPE_CHECKING:
     from geventws.protocol.extensions import ExtensionSession
@@ -236,23 +236,21 @@ class Reader:
             return self._read_payload(data, position, end)
         stop = position + self.remaining
         if first & 0x0F >= 8:
-            if not self.client:
-                unmask(data, position, stop, self.key)
             self.remaining = -1
-            self._control(first, copy_bytes(data, position, stop))
+            self._control(first, unmasked_bytes(data, position, stop, 0 if self.client else self.key))
             return stop
         if first & 0x8F < 0x81 or self.extensions:
             return self._read_payload(data, position, end)
-        if not self.client:
-            unmask(data, position, stop, self.key)
         if first == 0x81:
+            if not self.client:
+                unmask(data, position, stop, self.key)
             try:
                 text = decode_text(data, position, stop)
             except UnicodeDecodeError:
                 raise ProtocolError(1007, "a text message is not UTF-8") from None
             self._put(text)
         else:
-            self._put(copy_bytes(data, position, stop))
+            self._put(unmasked_bytes(data, position, stop, 0 if self.client else self.key))
         self.remaining = -1
         return stop
 
@@ -271,6 +269,9 @@ class Reader:
             target = self.payload
         count = min(self.remaining, end - position)
         before = target.length()
+        # Room for the whole payload saves moving it while it grows; but only in proportion to what really came.
+        if self.remaining > count:
+            target.expect(min(self.remaining, 16 * (before + count)))
         target.append_unmasked(data, position, position + count, 0 if self.client else self.key, self.offset)
         self.remaining -= count
         self.offset += count

@@ -1,0 +1,508 @@
+"""The standalone server: gevent's pywsgi with strict request heads, a deadline for them, and the seam to WebSockets.
+
+A connection is served by one greenlet, in few frames: what stands on its stack while a WebSocket idles there is most of what an idle
+WebSocket costs. For the same reason the handler drops what it has of HTTP as soon as the application takes the connection.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from math import isfinite
+from socket import SHUT_RD, SHUT_WR
+from ssl import SSLError
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import pywsgi
+from gevent.ssl import SSLContext, SSLSocket
+
+from geventws.errors import UsageError
+from geventws.frames import CloseCode
+from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
+from geventws.upgrade import KEY, NO_INPUT, Upgrade, lighten, names_websocket, unwrap
+
+__all__ = ["PeerLog", "WSGIServer", "close_sessions", "escape", "linger"]
+
+#: Bytes that one system call may receive.
+INPUT_SIZE = 16 * 1024
+#: A head that is not whole after this many receipts comes in crumbs; from then on they are left to gather for this many seconds.
+CRUMBS = 64
+CRUMBS_GATHER = 0.01
+
+#: Seconds and bytes for which input is read on and dropped after the last response, lest a reset take that along (RFC 9112 9.6).
+LINGER_SECONDS = 1.0
+LINGER_BYTES = 256 * 1024
+
+#: Characters of one line about a peer, and lines a second about one kind of fault.
+LOG_LINE = 256
+LOG_RATE = 10
+
+_REASONS = {
+    400: "Bad Request",
+    408: "Request Timeout",
+    414: "URI Too Long",
+    431: "Request Header Fields Too Large",
+    501: "Not Implemented",
+    503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
+}
+
+
+def escape(text: str) -> str:
+    """``text`` with control, bidi and other invisible characters as backslash escapes, so that it stays in its place in a log."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
+    )
+
+
+class PeerLog:
+    """What peers do wrong, one line each; of a flood of one kind, ten lines a second and their number."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._counts: dict[str, int] = {}
+
+    def log(self, kind: str, address: Any, detail: str = "") -> None:
+        """Logs a fault. ``kind`` is one of few constant texts; ``detail`` may come from the peer."""
+        if self.admit(kind):
+            line = f"{_format_address(address)}: {kind}"
+            self._write(shorten(f"{line}: {detail}" if detail else line))
+
+    def admit(self, kind: str) -> bool:
+        """Counts a fault of this kind; tells whether it may have a line."""
+        if not self._counts:
+            gevent.spawn_later(1.0, self._sum_up)
+        count = self._counts[kind] = self._counts.get(kind, 0) + 1
+        return count <= LOG_RATE
+
+    def _sum_up(self) -> None:
+        counts, self._counts = self._counts, {}
+        for kind, count in counts.items():
+            if count > LOG_RATE:
+                self._write(f"{count - LOG_RATE} more in a second: {kind}")
+
+
+def shorten(line: str) -> str:
+    """One line of at most 256 characters, escaped."""
+    line = escape(line[:LOG_LINE])
+    return line if len(line) <= LOG_LINE else line[: LOG_LINE - 3] + "..."
+
+
+def _format_address(address: Any) -> str:
+    if isinstance(address, tuple):
+        return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+    return str(address) or "unix socket"
+
+
+def linger(sock: Any) -> None:
+    """Ends output and reads on for a moment, at most a second, so that the peer gets what was sent before the socket is closed."""
+    ends = monotonic() + LINGER_SECONDS
+    received = 0
+    try:
+        sock._sock.shutdown(SHUT_WR)
+        while received < LINGER_BYTES:
+            sock.settimeout(max(0.001, ends - monotonic()))
+            piece = sock.recv(INPUT_SIZE)
+            if not piece:
+                return
+            received += len(piece)
+    except OSError:
+        pass
+
+
+def close_sessions(sessions: set[Any], code: int) -> None:
+    """Begins the closing handshake on all ``sessions``; gives way to others now and then."""
+    for number, session in enumerate(list(sessions), 1):
+        session.start_close(code)
+        if number % 100 == 0:
+            gevent.sleep(0)
+
+
+def end_input(sockets: set[Any]) -> None:
+    """Ends the wait for a request on ``sockets``; one that is here already is still read."""
+    for sock in sockets:
+        with suppress(OSError):
+            sock._sock.shutdown(SHUT_RD)
+
+
+class _Input:
+    """What a connection brings: the heads of its requests, and their bodies as the file that pywsgi reads them from."""
+
+    __slots__ = ("_buffer", "_socket", "closed")
+
+    def __init__(self, sock: Any) -> None:
+        self._socket = sock
+        self._buffer = HeadBuffer()
+        self.closed = False
+
+    def read_head(self, deadline: float | None) -> bytes | None:
+        """The next head; None where the peer has ended, or said nothing until the monotonic time ``deadline``.
+
+        Raises ``HeadError`` for one that is not allowed or not whole by then, and ``OSError``.
+        """
+        buffer = self._buffer
+        head = buffer.take_head() if buffer.data else None
+        receipts = 0
+        while head is None:
+            receipts += 1
+            if receipts > CRUMBS:
+                gevent.sleep(CRUMBS_GATHER)
+            if deadline is not None:
+                # Zero would mean not to wait; what has arrived in time is read even when the deadline is over.
+                self._socket.settimeout(max(0.001, deadline - monotonic()))
+            try:
+                piece = self._socket.recv(INPUT_SIZE)
+            except TimeoutError:
+                piece = None
+            if piece is None or (deadline is not None and receipts > 1 and monotonic() > deadline):
+                if not buffer.data and not piece:
+                    return None
+                raise HeadError(408, "the head of the request took too long")
+            if not piece:
+                if buffer.data:
+                    raise ConnectionResetError("the peer ended within the head of a request")
+                return None
+            buffer.feed(piece)
+            head = buffer.take_head()
+        if deadline is not None:
+            self._socket.settimeout(None)
+        return head
+
+    def read(self, size: int) -> bytes:
+        """``size`` bytes of the body, fewer at the end of input; blocks."""
+        data = self._buffer.data
+        while len(data) < size and self._receive():
+            pass
+        return self._take(size)
+
+    def readline(self, size: int) -> bytes:
+        """A line of the body, at most ``size`` bytes; blocks."""
+        data = self._buffer.data
+        scanned = 0
+        while (end := data.find(b"\n", scanned, size)) < 0 and len(data) < size:
+            scanned = len(data)
+            if not self._receive():
+                break
+        return self._take(end + 1 if end >= 0 else size)
+
+    def take_all(self) -> bytearray:
+        """All that was received and not read yet."""
+        return self._buffer.data
+
+    def _receive(self) -> bool:
+        piece = self._socket.recv(4 * INPUT_SIZE)
+        self._buffer.data += piece
+        return bool(piece)
+
+    def _take(self, size: int) -> bytes:
+        data = self._buffer.data
+        taken = bytes(data[:size])
+        del data[:size]
+        return taken
+
+
+class WSGIHandler(pywsgi.WSGIHandler):
+    """One connection of a `WSGIServer`."""
+
+    server: WSGIServer
+    rfile: _Input | None
+    #: By when, on the monotonic clock, the head of the next request must be whole.
+    deadline: float | None = None
+    #: The offer of the request that is being answered, and whether it is one of a WebSocket.
+    upgrade: Upgrade | None = None
+    offers_websocket = False
+    request: RequestHead | None = None
+    wsgi_input: Any = NO_INPUT
+
+    def __init__(self, sock: Any, address: Any, server: WSGIServer, rfile: Any = None) -> None:
+        self.socket = sock
+        self.client_address = address
+        self.server = server
+        self.rfile = rfile or _Input(sock)
+
+    def handle(self) -> None:
+        """Serves the connection to its end."""
+        try:
+            while self.handle_one_request():
+                pass
+        finally:
+            sock, self.socket = self.socket, None
+            if sock is not None:
+                self._close(sock)
+
+    def _close(self, sock: Any) -> None:
+        if self.offers_websocket:
+            linger(sock)
+        else:
+            # Without a wait: what came behind the last request must not become a reset.
+            with suppress(OSError):
+                sock._sock.recv(INPUT_SIZE)
+        sock.close()
+
+    def handle_one_request(self) -> bool | None:
+        """Serves one request; tells whether another one may follow."""
+        if not self._read_request():
+            return None
+        self.handle_one_response()
+        if self.upgrade is not None:
+            self.upgrade.expire()
+            self.upgrade = None
+        if self.close_connection or not self.server.started:
+            return None
+        if self.server.handshake_timeout is not None:
+            self.deadline = monotonic() + self.server.handshake_timeout
+        return True
+
+    def _read_request(self) -> bool:
+        """Waits for a request and prepares its call. A frame of its own, so that nothing of it lives on in the call's."""
+        server = self.server
+        server.awaiting.add(self.socket)
+        try:
+            head = self.rfile.read_head(self.deadline)
+            if head is None:
+                return False
+            self.request = request = parse_head(head)
+        except HeadError as error:
+            self._refuse(error)
+            return False
+        except OSError:
+            # The peer is gone.
+            return False
+        finally:
+            server.awaiting.discard(self.socket)
+        self.requestline = request.line
+        self.command = request.method
+        self.request_version = request.version
+        self.close_connection = request.closes or not server.started
+        self.environ = self.get_environ()
+        self.request = None
+        stopping = self.offers_websocket and not server.started
+        self.application = _stopping if stopping else server.application
+        return True
+
+    def get_environ(self) -> dict[str, Any]:
+        """The WSGI environ of the request, with an `Upgrade` where it offers one."""
+        request = self.request
+        assert request is not None
+        environ: dict[str, Any] = self.server.get_environ()
+        environ.update(request.fields)
+        environ["REQUEST_METHOD"] = request.method
+        environ["SCRIPT_NAME"] = ""
+        environ["PATH_INFO"] = request.path
+        environ["QUERY_STRING"] = request.query
+        environ["SERVER_PROTOCOL"] = request.version
+        address = self.client_address
+        if isinstance(address, tuple):
+            environ["REMOTE_ADDR"] = str(address[0])
+            environ["REMOTE_PORT"] = str(address[1])
+        if request.chunked or request.content_length:
+            continues = request.fields.get("HTTP_EXPECT", "").lower() == "100-continue" and request.version == "HTTP/1.1"
+            self.wsgi_input = pywsgi.Input(
+                self.rfile, request.content_length, self.socket if continues else None, request.chunked
+            )
+        else:
+            self.wsgi_input = NO_INPUT
+        environ["wsgi.input"] = self.wsgi_input
+        environ["wsgi.input_terminated"] = True
+        offered = request.fields.get("HTTP_UPGRADE")
+        self.offers_websocket = False
+        if offered is not None:
+            self.upgrade = environ[KEY] = Upgrade(self._let_go, address, self.server.sessions)
+            if names_websocket(offered):
+                # What follows on the connection is a WebSocket, or was meant to be one: never another request.
+                self.offers_websocket = self.close_connection = True
+        return environ
+
+    def _let_go(self) -> tuple[Any, bytearray]:
+        """Ends HTTP on this connection, for `Upgrade.take`."""
+        if self.headers_sent:
+            raise UsageError("the response has begun: take the connection before anything of it is written")
+        if self.wsgi_input is not NO_INPUT:
+            raise UsageError("a request with a body can't be upgraded")
+        sock, read_ahead = self.socket, self.rfile.take_all()
+        self.socket = self.rfile = None
+        self.offers_websocket = False
+        self.close_connection = True
+        # From here on all that would be written is swallowed.
+        self._sendall = _ignore
+        self.response_headers = None
+        self._orig_status = self.status = "101 Switching Protocols"
+        lighten(self.environ)
+        return unwrap(sock), read_ahead
+
+    # -- What pywsgi's response code calls --------------------------------------------------------------------------------------
+
+    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:
+        """As PEP 3333 has it; does nothing once the connection is taken."""
+        if self._is_taken():
+            return _ignore
+        if self.close_connection and not _has_close(headers):
+            headers = [*headers, ("Connection", "close")]
+        return super().start_response(status, headers, exc_info)  # type: ignore[no-any-return]
+
+    def process_result(self) -> None:
+        """Writes what the application returned, which is ignored once the connection is taken."""
+        if not self._is_taken():
+            super().process_result()
+
+    def _send_error_response_if_possible(self, error_code: int) -> None:
+        if not self._is_taken():
+            super()._send_error_response_if_possible(error_code)
+
+    def _is_taken(self) -> bool:
+        return self.upgrade is not None and self.upgrade.taken
+
+    def _handle_client_error(self, ex: BaseException) -> Any:
+        self.server.peer_log.log("a request's body is malformed", self.client_address, str(ex))
+        return "400", pywsgi._BAD_REQUEST_RESPONSE
+
+    def _refuse(self, error: HeadError) -> None:
+        """Answers a request whose head can't be read, and ends the connection."""
+        self.server.peer_log.log(str(error), self.client_address, error.detail)
+        body = error.message + "\n"
+        response = (
+            f"HTTP/1.1 {error.status} {_REASONS[error.status]}\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        )
+        try:
+            self.socket.settimeout(LINGER_SECONDS)
+            self.socket.sendall(response.encode("ascii"))
+        except OSError:
+            return
+        linger(self.socket)
+
+
+def _ignore(data: bytes) -> None:
+    """Writes nothing."""
+
+
+def _has_close(headers: Any) -> bool:
+    return any(name.lower() == "connection" and "close" in value.lower() for name, value in headers)
+
+
+def _stopping(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """The application that offers of WebSockets get while the server stops."""
+    body = b"The server is stopping: connect again.\n"
+    start_response("503 Service Unavailable", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+class WSGIServer(pywsgi.WSGIServer):
+    """Serves a WSGI application, WebSockets and plain HTTP, on one listener of this process.
+
+    Takes all arguments of ``gevent.pywsgi.WSGIServer``: the listener as an address or a listening socket, ``backlog``, ``spawn``, ``log``,
+    ``error_log``, ``environ``, and for TLS ``keyfile`` and ``certfile`` or ``ssl_context``. ``handshake_timeout`` is the seconds from the
+    accept to the end of the first request's head, the TLS handshake included, and from each response to the end of the next head;
+    None lifts it. It needs no monkey-patching, and may run in a thread of its own: make and start it there; `stop` may be called from any.
+    """
+
+    handler_class: Any = WSGIHandler
+    # A raw greenlet is a kilobyte smaller, and nobody links to these.
+    _spawn = staticmethod(gevent.spawn_raw)
+
+    def __init__(
+        self,
+        listener: Any,
+        application: Any = None,
+        *arguments: Any,
+        handshake_timeout: float | None = 10.0,
+        **keywords: Any,
+    ) -> None:
+        if handshake_timeout is not None and (
+            isinstance(handshake_timeout, bool)
+            or not isinstance(handshake_timeout, (int, float))
+            or not isfinite(handshake_timeout)
+            or handshake_timeout <= 0
+        ):
+            raise ValueError(f"handshake_timeout must be a number of seconds above 0, or None, not {handshake_timeout!r}")
+        self.handshake_timeout = handshake_timeout
+        #: The open sessions; the application half keeps them.
+        self.sessions: set[Any] = set()
+        #: The sockets that wait for a request.
+        self.awaiting: set[Any] = set()
+        self._thread = threading.get_ident()
+        self._stop_by: float | None = None
+        context = keywords.get("ssl_context")
+        super().__init__(listener, application, *arguments, **keywords)
+        self.peer_log = PeerLog(lambda line: self.error_log.write(line + "\n"))
+        if context is not None and not isinstance(context, SSLContext):
+            # A context of the standard library, in a process that is not patched, would make sockets that block the hub.
+            self.wrap_socket = lambda sock, **options: SSLSocket(sock=sock, _context=context, **options)
+
+    def do_handle(self, sock: Any, address: Any) -> None:
+        """Starts the greenlet of a new connection. gevent's own starts it two calls deeper."""
+        # A greenlet holds its arguments to its end, and the list lets go of the socket.
+        connection = [sock, address]
+        try:
+            if self._spawn is None:
+                self._serve(connection)
+            else:
+                self._spawn(self._serve, connection)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _serve(self, connection: list[Any]) -> None:
+        address, sock = connection.pop(), connection.pop()
+        deadline = None if self.handshake_timeout is None else monotonic() + self.handshake_timeout
+        if self.ssl_args is not None:
+            sock = self._shake_hands(sock, address)
+            if sock is None:
+                return
+        handler = self.handler_class(sock, address, self)
+        handler.deadline = deadline
+        del sock, address
+        handler.handle()
+
+    def _shake_hands(self, sock: Any, address: Any) -> Any:
+        """The TLS socket; None after a handshake that failed."""
+        try:
+            with gevent.Timeout(self.handshake_timeout, TimeoutError("it took too long")):
+                return self.wrap_socket(sock, **self.ssl_args)
+        except OSError as error:
+            reason = error.reason if isinstance(error, SSLError) else str(error)
+            self.peer_log.log("the TLS handshake failed", address, reason or type(error).__name__)
+        sock.close()
+        return None
+
+    def update_environ(self) -> None:
+        """Fills in what the environ tells of the listener, without pywsgi's look-up of its name, which may take seconds."""
+        host = self.address[0] if isinstance(self.address, tuple) else ""
+        self.environ.setdefault("SERVER_NAME", host)
+        super().update_environ()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stops accepting, closes all sessions with 1001, and blocks until they are gone.
+
+        What is left after ``timeout`` seconds, by default ``stop_timeout``, is ended at once; with a pool as ``spawn`` its greenlets are.
+        May be called from another thread than the server's, which it then blocks.
+        """
+        if threading.get_ident() == self._thread:
+            self._stop(timeout)
+            return
+        done = threading.Event()
+        self.loop.run_callback_threadsafe(gevent.Greenlet.spawn, self._stop, timeout, done)
+        done.wait()
+
+    def _stop(self, timeout: float | None, done: threading.Event | None = None) -> None:
+        try:
+            self.close()
+            end_input(self.awaiting)
+            # serve_forever() ends with a stop() of its own, which must not cut short the one that made it end.
+            if self._stop_by is None or timeout is not None:
+                stop_by = monotonic() + (self.stop_timeout if timeout is None else timeout)
+                self._stop_by = stop_by if self._stop_by is None else min(stop_by, self._stop_by)
+            close_sessions(self.sessions, CloseCode.GOING_AWAY)
+            for session in list(self.sessions):
+                session.wait_closed(max(0.0, self._stop_by - monotonic()))
+            for session in list(self.sessions):
+                session.terminate()
+            super().stop(max(0.0, self._stop_by - monotonic()))
+        finally:
+            if done is not None:
+                done.set()
