@@ -105,7 +105,7 @@ def _measure_speed(run: Run, server: ServerProcess, command: Sequence[str], seco
 
 
 def _stands_still(run: Run) -> bool:
-    # An echo always has messages in flight, so that one side is busy and Little's law holds: rate x latency = in flight.
+    # An echo always has messages in flight, so that one side is busy, and rate x latency is what is in flight.
     if run.wsload["mode"] != "echo" or (run.server_cpu or 0) + run.wsload["client_cpu"] > _BUSY:
         return False
     in_flight = run.wsload["conns"] * run.wsload["window"]

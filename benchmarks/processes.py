@@ -34,7 +34,7 @@ class ServerProcess:
         self, command: Sequence[str], environment: Mapping[str, str], folder: Path, core: int, port: int
     ) -> None:
         self.port = port
-        self._output = tempfile.TemporaryFile()
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 (stop closes it)
         self._process = subprocess.Popen(
             pinned(core, [part.replace("{port}", str(port)) for part in command]),
             env={**os.environ, **environment},

@@ -54,8 +54,8 @@ def table(work: Work, runs: Sequence[Run], baseline: str) -> str:
     rounds = max(run.round for run in runs)
     text = [f"{work.name}: {work.title} (medians of {rounds} round{'s' * (rounds > 1)})"]
     for name, *figures, marks in lines:
-        cells = [name.ljust(widths[0]), *(figure.rjust(width) for figure, width in zip(figures, widths[1:-1], strict=True)), marks]
-        text.append("  ".join(cells).rstrip())
+        cells = [figure.rjust(width) for figure, width in zip(figures, widths[1:-1], strict=True)]
+        text.append("  ".join((name.ljust(widths[0]), *cells, marks)).rstrip())
     text += [f"{run.server}, round {run.round}: {run.outcome.upper()}: {run.remark}" for run in runs if run.remark]
     return "\n".join(text)
 
@@ -78,15 +78,19 @@ def write_json(path: Path, works: Sequence[Work], runs: Sequence[Run], options: 
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def heading(baseline: str) -> str:
+def heading(runs: Sequence[Run], baseline: str) -> str:
     """What stands above the tables: the machine, and how to read the ratios."""
     machine = _environment()
-    return (
+    lines = [
         f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
-        f"Python {machine['python']}, Node {machine['node']}\n"
-        f"rate ratio: {baseline}'s rate over that server's; cpu ratio: that server's CPU time per message over "
-        f"{baseline}'s.\nAbove 1, {baseline} is the better one. README.md tells how to read the rest."
-    )
+        f"Python {machine['python']}, Node {machine['node']}"
+    ]
+    if baseline in {run.server for run in runs}:
+        lines.append(
+            f"rate ratio: {baseline}'s rate over that server's; cpu ratio: that server's CPU time per message over "
+            f"{baseline}'s.\nAbove 1, {baseline} is the better one. benchmarks/README.md tells how to read the rest."
+        )
+    return "\n".join(lines)
 
 
 def _environment() -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _available(contenders: Sequence[Contender]) -> list[Contender]:
 def _print_tables(works: Sequence[Work], runs: Sequence[Run], baseline: str) -> None:
     if not runs:
         return
-    print(f"\n{heading(baseline)}")
+    print(f"\n{heading(runs, baseline)}")
     for work in works:
         if chosen := [run for run in runs if run.work == work.name]:
             print(f"\n{table(work, chosen, baseline)}")

@@ -114,17 +114,15 @@ class ServerCall:
             rsv |= extension.rsv if negotiated and extension.name in negotiated else 0
         socket, read_ahead = self._upgrade.take()
         self.protocol = protocol
-        sessions = self._upgrade.sessions
-        sessions.add(session)
-
-        def closed() -> None:
-            sessions.discard(session)
-            session.ended()
-
+        self._upgrade.sessions.add(session)
         connection = session.connection
-        connection.on_closed = closed
+        connection.session = session
         connection.open(transport_of(socket), head, read_ahead, encoders, rsv)
         session.opened()
+
+    def ended(self, session: WebSocketSession) -> None:
+        """Told when the session's connection is gone."""
+        self._upgrade.sessions.discard(session)
 
 
 class WebSocketServerSession(WebSocketSession):

@@ -6,7 +6,7 @@ from geventws.transport cimport Transport, monotonic
 
 
 cdef class Connection:
-    cdef public object settings, timeout, max_frame_size, close_reason, on_pong, on_closed
+    cdef public object settings, timeout, max_frame_size, close_reason, session
     cdef readonly bint raw, client, masking, close_sent, paused
     cdef public bint alive
     cdef readonly int state
@@ -53,6 +53,7 @@ cdef class Connection:
     cpdef start_close(self, reason)
     cpdef fail(self, error)
     cdef _send_close(self, bytes payload)
+    cdef _limit_closing(self)
     cdef _stop_input(self)
     cdef _peer_closed(self)
     cdef _end_of_input(self)

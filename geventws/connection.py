@@ -81,10 +81,8 @@ class Connection:
         self.transport: Transport = None  # type: ignore[assignment]
         self.encoders: tuple[ExtensionSession, ...] = ()
         self.close_reason: CloseReason | None = None
-        #: Called with the payload of each pong, in the hub, while a pinger waits for one.
-        self.on_pong: Callable[[bytes], None] | None = None
-        #: Called once, when the socket is closed.
-        self.on_closed: Callable[[], None] | None = None
+        #: The session, which is told of awaited pongs (in the hub) and of the end.
+        self.session: Any = None
         #: Whether anything moved since a pinger looked last.
         self.alive = True
         self.hub: Any = None
@@ -271,15 +269,15 @@ class Connection:
             self.flush()
 
     def expect_pong(self) -> None:
-        """Lets the payloads of pongs reach ``on_pong``, until the next one did; pongs that nobody waits for cost nothing."""
+        """Lets the next pong's payload reach the session; pongs that nobody waits for cost nothing."""
         if self.reader.pongs is None:
             self.reader.pongs = []
 
     def _pong(self) -> None:
         pongs, self.reader.pongs = self.reader.pongs, None
-        if self.on_pong is not None and pongs is not None:
+        if self.session is not None and pongs is not None:
             for payload in pongs:
-                self.on_pong(payload)
+                self.session.pong_came(payload)
 
     def _pause(self) -> None:
         """Stops reading, so that TCP holds the peer."""
@@ -485,7 +483,7 @@ class Connection:
         Raises ``ValueError`` or ``TypeError`` for a reason that may not be sent.
         """
         payload = reason.to_payload()
-        if self.state == OPEN and not self.close_sent:
+        if self.state == OPEN and not self.close_sent and not self.ended:
             self.close_reason = reason
             self._send_close(payload)
             self.reader.stop()
@@ -494,7 +492,7 @@ class Connection:
 
     def fail(self, error: ProtocolError) -> None:
         """Fails the WebSocket (RFC 6455 7.1.7): the one place where an error becomes a close."""
-        if self.state == CLOSED:
+        if self.state == CLOSED or self.ended:
             return
         if not self.close_sent:
             self.close_reason = CloseReason.truncated(error.code, error.message)
@@ -529,6 +527,9 @@ class Connection:
         self.output.append_frame(0x88, payload, self.masking)
         self.close_sent = True
         self.state = CLOSING
+        self._limit_closing()
+
+    def _limit_closing(self) -> None:
         if self.close_entry is None:
             self.close_entry = Schedule.of_hub(self.hub).after(self.timeout, self._finish)
 
@@ -558,15 +559,14 @@ class Connection:
         self.input_over = True
         self.discarding = True
         self.read_watcher.stop()
+        if self.close_reason is None:
+            self.close_reason = self.ending()
+        # A receiver that is waiting may still answer what it got; nobody sends after that.
         self._deliver()
-        if self.state == OPEN:
-            if self.close_reason is None and self.reader.close_reason is None:
-                self.close_reason = CloseReason(CloseCode.ABNORMAL)
+        if self.state != CLOSED:
             self.state = CLOSING
-            self.close_sent = True
-        if self.close_entry is None and self.state == CLOSING:
-            self.close_entry = Schedule.of_hub(self.hub).after(self.timeout, self._finish)
-        self._flush_closing()
+            self._limit_closing()
+            self._flush_closing()
 
     def _flush_closing(self) -> None:
         if self.output.length():
@@ -616,9 +616,9 @@ class Connection:
         if self.gone is not None:
             self.gone.set()
         self._wake_soon()
-        if self.on_closed is not None:
-            self.on_closed()
-            self.on_closed = None
+        session, self.session = self.session, None
+        if session is not None:
+            session.ended()
 
     def _wake_soon(self) -> None:
         if self.receiver is not None:

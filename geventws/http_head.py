@@ -1,12 +1,13 @@
-"""The head of an HTTP/1.1 request, read strictly: what two readers could understand in two ways is refused (RFC 9112 11.2).
+"""The head of an HTTP/1.1 request, read strictly: what two could read in two ways is refused (RFC 9112 11.2).
 
-Sans I/O: bytes come in, a `RequestHead` or a `HeadError` comes out. Field names become the keys of a WSGI environ, and all requests
-share the strings of the usual ones.
+Sans I/O: bytes come in, a `RequestHead` or a `HeadError` comes out. Field names become the keys of a WSGI environ, and
+all requests share the strings of the usual ones.
 """
 
 from __future__ import annotations
 
 import re
+from sys import intern
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -41,13 +42,15 @@ _SINGLE = frozenset(
     )
 )
 
-_USUAL_NAMES = """
-    Accept Accept-Encoding Accept-Language Authorization Cache-Control Connection Content-Length Content-Type Cookie DNT Expect
-    Forwarded Host If-Modified-Since If-None-Match Keep-Alive Origin Pragma Range Referer Sec-CH-UA Sec-CH-UA-Mobile
-    Sec-CH-UA-Platform Sec-Fetch-Dest Sec-Fetch-Mode Sec-Fetch-Site Sec-Fetch-User Sec-GPC Sec-WebSocket-Extensions
-    Sec-WebSocket-Key Sec-WebSocket-Protocol Sec-WebSocket-Version TE Transfer-Encoding Upgrade Upgrade-Insecure-Requests
-    User-Agent Via X-Forwarded-For X-Forwarded-Host X-Forwarded-Port X-Forwarded-Proto X-Real-IP X-Request-ID X-Requested-With
-""".split()
+_USUAL_NAMES = (
+    "Accept Accept-Encoding Accept-Language Authorization Cache-Control Connection Content-Length "
+    "Content-Type Cookie DNT Expect Forwarded Host If-Modified-Since If-None-Match Keep-Alive Origin "
+    "Pragma Range Referer Sec-CH-UA Sec-CH-UA-Mobile Sec-CH-UA-Platform Sec-Fetch-Dest Sec-Fetch-Mode "
+    "Sec-Fetch-Site Sec-Fetch-User Sec-GPC Sec-WebSocket-Extensions Sec-WebSocket-Key Sec-WebSocket- "
+    "Protocol Sec-WebSocket-Version TE Transfer-Encoding Upgrade Upgrade-Insecure-Requests User-Agent Via "
+    "X-Forwarded-For X-Forwarded-Host X-Forwarded-Port X-Forwarded-Proto X-Real-IP X-Request-ID "
+    "X-Requested-With"
+)
 
 
 class HeadError(Exception):
@@ -86,7 +89,7 @@ class RequestHead(NamedTuple):
 
 
 class HeadBuffer:
-    """Collects what a connection brings until a head is whole. However small the pieces are, each byte is looked at once."""
+    """Collects what a connection brings until a head is whole; however small the pieces, it looks at each byte once."""
 
     __slots__ = ("_line", "_scanned", "data")
 
@@ -197,7 +200,7 @@ def _read_request_line(line: str) -> tuple[str, str, str, str, str | None]:
         raise HeadError(400, "the request line is malformed", line)
     if "%" in path:
         path = unquote(path, "latin-1")
-    return method, path, query, version, authority
+    return intern(method), path, query, intern(version), authority
 
 
 def _read_fields(lines: list[str]) -> dict[str, str]:
@@ -243,7 +246,7 @@ def _line_too_long(is_request_line: bool) -> HeadError:
     return HeadError(431, "a header field is too long")
 
 
-#: Field names and their environ keys: the usual ones in their two usual spellings, and others as they come, up to a bound.
+#: Field names and their environ keys: the usual ones in their two spellings, and others as they come, up to a bound.
 _KEYS: dict[str, str] = {}
-for _name in _USUAL_NAMES:
+for _name in _USUAL_NAMES.split():
     _KEYS[_name] = _KEYS[_name.lower()] = _key_of(_name)

@@ -1,22 +1,26 @@
 """The standalone server: gevent's pywsgi with strict request heads, a deadline for them, and the seam to WebSockets.
 
-A connection is served by one greenlet, in few frames: what stands on its stack while a WebSocket idles there is most of what an idle
-WebSocket costs. For the same reason the handler drops what it has of HTTP as soon as the application takes the connection.
+A connection is served by one greenlet, in few frames: what stands on its stack while a WebSocket idles there is most of
+what an idle WebSocket costs. For the same reason the handler drops what it has of HTTP as soon as the application takes
+the connection.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from errno import ECONNRESET
+from functools import partial
 from math import isfinite
 from socket import SHUT_RD, SHUT_WR
-from ssl import SSLError
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import gevent
 from gevent import pywsgi
+from gevent.event import Event
+from gevent.monkey import get_original
 from gevent.ssl import SSLContext, SSLSocket
 
 from geventws.errors import UsageError
@@ -24,21 +28,28 @@ from geventws.frames import CloseCode
 from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
 from geventws.upgrade import KEY, NO_INPUT, Upgrade, lighten, names_websocket, unwrap
 
-__all__ = ["PeerLog", "WSGIServer", "close_sessions", "escape", "linger"]
+__all__ = ["PeerLog", "WSGIServer"]
 
 #: Bytes that one system call may receive.
 INPUT_SIZE = 16 * 1024
-#: A head that is not whole after this many receipts comes in crumbs; from then on they are left to gather for this many seconds.
+#: A head that is not whole after this many receipts comes in crumbs, which are then left to gather for these seconds.
 CRUMBS = 64
 CRUMBS_GATHER = 0.01
 
-#: Seconds and bytes for which input is read on and dropped after the last response, lest a reset take that along (RFC 9112 9.6).
+#: For how many seconds and bytes input is read on after the last response, lest a reset destroy it (RFC 9112 9.6).
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 256 * 1024
+
+#: Seconds that a stopping server leaves the handlers of sessions that it terminated.
+LAST_MOMENT = 0.1
 
 #: Characters of one line about a peer, and lines a second about one kind of fault.
 LOG_LINE = 256
 LOG_RATE = 10
+
+# Of threads also where gevent has put greenlets in their place.
+_thread_id = get_original("_thread", "get_ident")
+_allocate_lock = get_original("_thread", "allocate_lock")
 
 _REASONS = {
     400: "Bad Request",
@@ -52,7 +63,7 @@ _REASONS = {
 
 
 def escape(text: str) -> str:
-    """``text`` with control, bidi and other invisible characters as backslash escapes, so that it stays in its place in a log."""
+    """``text`` with control, bidi and other invisible characters as backslash escapes, fit for one line of a log."""
     if text.isprintable():
         return text
     return "".join(
@@ -99,8 +110,13 @@ def _format_address(address: Any) -> str:
     return str(address) or "unix socket"
 
 
+def tls_failure(error: BaseException) -> str:
+    """What a failed TLS handshake is logged with."""
+    return (error.reason if isinstance(error, ssl.SSLError) else str(error)) or type(error).__name__
+
+
 def linger(sock: Any) -> None:
-    """Ends output and reads on for a moment, at most a second, so that the peer gets what was sent before the socket is closed."""
+    """Ends output and reads on for a moment, so that the peer gets what was sent before the socket is closed."""
     ends = monotonic() + LINGER_SECONDS
     received = 0
     try:
@@ -123,15 +139,15 @@ def close_sessions(sessions: set[Any], code: int) -> None:
             gevent.sleep(0)
 
 
-def end_input(sockets: set[Any]) -> None:
+def end_input(sockets: Iterable[Any]) -> None:
     """Ends the wait for a request on ``sockets``; one that is here already is still read."""
-    for sock in sockets:
+    for sock in list(sockets):
         with suppress(OSError):
             sock._sock.shutdown(SHUT_RD)
 
 
 class _Input:
-    """What a connection brings: the heads of its requests, and their bodies as the file that pywsgi reads them from."""
+    """What a connection brings: the heads of its requests, and their bodies as the file that pywsgi reads."""
 
     __slots__ = ("_buffer", "_socket", "closed")
 
@@ -174,30 +190,31 @@ class _Input:
         return head
 
     def read(self, size: int) -> bytes:
-        """``size`` bytes of the body, fewer at the end of input; blocks."""
+        """``size`` bytes of the body; blocks. Raises ``ConnectionResetError`` where the peer ends before."""
         data = self._buffer.data
-        while len(data) < size and self._receive():
-            pass
+        while len(data) < size:
+            self._receive()
         return self._take(size)
 
     def readline(self, size: int) -> bytes:
-        """A line of the body, at most ``size`` bytes; blocks."""
+        """A line of the body, at most ``size`` bytes; blocks and raises as `read`."""
         data = self._buffer.data
         scanned = 0
         while (end := data.find(b"\n", scanned, size)) < 0 and len(data) < size:
             scanned = len(data)
-            if not self._receive():
-                break
+            self._receive()
         return self._take(end + 1 if end >= 0 else size)
 
     def take_all(self) -> bytearray:
         """All that was received and not read yet."""
         return self._buffer.data
 
-    def _receive(self) -> bool:
+    def _receive(self) -> None:
         piece = self._socket.recv(4 * INPUT_SIZE)
+        if not piece:
+            # With this number pywsgi takes it for the peer's fault, where the application lets it pass.
+            raise ConnectionResetError(ECONNRESET, "the peer ended within the body of a request")
         self._buffer.data += piece
-        return bool(piece)
 
     def _take(self, size: int) -> bytes:
         data = self._buffer.data
@@ -210,12 +227,12 @@ class WSGIHandler(pywsgi.WSGIHandler):
     """One connection of a `WSGIServer`."""
 
     server: WSGIServer
-    rfile: _Input | None
+    socket: Any
+    rfile: Any
     #: By when, on the monotonic clock, the head of the next request must be whole.
     deadline: float | None = None
-    #: The offer of the request that is being answered, and whether it is one of a WebSocket.
+    #: The offer of a WebSocket by the request that is being answered.
     upgrade: Upgrade | None = None
-    offers_websocket = False
     request: RequestHead | None = None
     wsgi_input: Any = NO_INPUT
 
@@ -236,7 +253,7 @@ class WSGIHandler(pywsgi.WSGIHandler):
                 self._close(sock)
 
     def _close(self, sock: Any) -> None:
-        if self.offers_websocket:
+        if self.upgrade is not None:
             linger(sock)
         else:
             # Without a wait: what came behind the last request must not become a reset.
@@ -244,14 +261,16 @@ class WSGIHandler(pywsgi.WSGIHandler):
                 sock._sock.recv(INPUT_SIZE)
         sock.close()
 
-    def handle_one_request(self) -> bool | None:
-        """Serves one request; tells whether another one may follow."""
+    def handle_one_request(self) -> Literal[True] | None:
+        """Serves one request; True where another one may follow."""
         if not self._read_request():
             return None
         self.handle_one_response()
+        # The next request may be long in coming.
+        self.environ = None
         if self.upgrade is not None:
             self.upgrade.expire()
-            self.upgrade = None
+            return None
         if self.close_connection or not self.server.started:
             return None
         if self.server.handshake_timeout is not None:
@@ -259,7 +278,7 @@ class WSGIHandler(pywsgi.WSGIHandler):
         return True
 
     def _read_request(self) -> bool:
-        """Waits for a request and prepares its call. A frame of its own, so that nothing of it lives on in the call's."""
+        """Waits for a request and prepares its call; what it used is gone with its frame when the call begins."""
         server = self.server
         server.awaiting.add(self.socket)
         try:
@@ -281,8 +300,8 @@ class WSGIHandler(pywsgi.WSGIHandler):
         self.close_connection = request.closes or not server.started
         self.environ = self.get_environ()
         self.request = None
-        stopping = self.offers_websocket and not server.started
-        self.application = _stopping if stopping else server.application
+        stopping = self.upgrade is not None and not server.started
+        self.application = server_is_stopping if stopping else server.application
         return True
 
     def get_environ(self) -> dict[str, Any]:
@@ -301,21 +320,18 @@ class WSGIHandler(pywsgi.WSGIHandler):
             environ["REMOTE_ADDR"] = str(address[0])
             environ["REMOTE_PORT"] = str(address[1])
         if request.chunked or request.content_length:
-            continues = request.fields.get("HTTP_EXPECT", "").lower() == "100-continue" and request.version == "HTTP/1.1"
+            expects = request.version == "HTTP/1.1" and request.fields.get("HTTP_EXPECT", "").lower() == "100-continue"
             self.wsgi_input = pywsgi.Input(
-                self.rfile, request.content_length, self.socket if continues else None, request.chunked
+                self.rfile, request.content_length, self.socket if expects else None, request.chunked
             )
         else:
             self.wsgi_input = NO_INPUT
         environ["wsgi.input"] = self.wsgi_input
         environ["wsgi.input_terminated"] = True
-        offered = request.fields.get("HTTP_UPGRADE")
-        self.offers_websocket = False
-        if offered is not None:
+        if names_websocket(request.fields.get("HTTP_UPGRADE")):
             self.upgrade = environ[KEY] = Upgrade(self._let_go, address, self.server.sessions)
-            if names_websocket(offered):
-                # What follows on the connection is a WebSocket, or was meant to be one: never another request.
-                self.offers_websocket = self.close_connection = True
+            # What follows on the connection is a WebSocket, or was meant to be one: never another request.
+            self.close_connection = True
         return environ
 
     def _let_go(self) -> tuple[Any, bytearray]:
@@ -326,16 +342,17 @@ class WSGIHandler(pywsgi.WSGIHandler):
             raise UsageError("a request with a body can't be upgraded")
         sock, read_ahead = self.socket, self.rfile.take_all()
         self.socket = self.rfile = None
-        self.offers_websocket = False
         self.close_connection = True
         # From here on all that would be written is swallowed.
         self._sendall = _ignore
+        self.headers_sent = True
         self.response_headers = None
         self._orig_status = self.status = "101 Switching Protocols"
+        assert self.environ is not None
         lighten(self.environ)
         return unwrap(sock), read_ahead
 
-    # -- What pywsgi's response code calls --------------------------------------------------------------------------------------
+    # -- What pywsgi's response code calls -----------------------------------------------------------------------------
 
     def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:
         """As PEP 3333 has it; does nothing once the connection is taken."""
@@ -343,23 +360,22 @@ class WSGIHandler(pywsgi.WSGIHandler):
             return _ignore
         if self.close_connection and not _has_close(headers):
             headers = [*headers, ("Connection", "close")]
-        return super().start_response(status, headers, exc_info)  # type: ignore[no-any-return]
-
-    def process_result(self) -> None:
-        """Writes what the application returned, which is ignored once the connection is taken."""
-        if not self._is_taken():
-            super().process_result()
+        return super().start_response(status, headers, exc_info)
 
     def _send_error_response_if_possible(self, error_code: int) -> None:
         if not self._is_taken():
-            super()._send_error_response_if_possible(error_code)
+            super()._send_error_response_if_possible(error_code)  # type: ignore[misc]
 
     def _is_taken(self) -> bool:
         return self.upgrade is not None and self.upgrade.taken
 
-    def _handle_client_error(self, ex: BaseException) -> Any:
-        self.server.peer_log.log("a request's body is malformed", self.client_address, str(ex))
-        return "400", pywsgi._BAD_REQUEST_RESPONSE
+    def _handle_client_error(self, ex: BaseException) -> None:
+        self.server.peer_log.log("400 the body of the request is malformed", self.client_address, str(ex))
+
+    def log_request(self) -> None:
+        """Writes the line of the access log; that of a WebSocket at its end, with status 101."""
+        if self.server.logs_requests:
+            super().log_request()
 
     def _refuse(self, error: HeadError) -> None:
         """Answers a request whose head can't be read, and ends the connection."""
@@ -385,7 +401,7 @@ def _has_close(headers: Any) -> bool:
     return any(name.lower() == "connection" and "close" in value.lower() for name, value in headers)
 
 
-def _stopping(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+def server_is_stopping(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     """The application that offers of WebSockets get while the server stops."""
     body = b"The server is stopping: connect again.\n"
     start_response("503 Service Unavailable", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
@@ -395,15 +411,19 @@ def _stopping(environ: dict[str, Any], start_response: Callable[..., Any]) -> li
 class WSGIServer(pywsgi.WSGIServer):
     """Serves a WSGI application, WebSockets and plain HTTP, on one listener of this process.
 
-    Takes all arguments of ``gevent.pywsgi.WSGIServer``: the listener as an address or a listening socket, ``backlog``, ``spawn``, ``log``,
-    ``error_log``, ``environ``, and for TLS ``keyfile`` and ``certfile`` or ``ssl_context``. ``handshake_timeout`` is the seconds from the
-    accept to the end of the first request's head, the TLS handshake included, and from each response to the end of the next head;
-    None lifts it. It needs no monkey-patching, and may run in a thread of its own: make and start it there; `stop` may be called from any.
+    Takes all arguments of ``gevent.pywsgi.WSGIServer``: the listener as an address or a listening socket, ``backlog``,
+    ``spawn``, ``log``, ``error_log``, ``environ``, and for TLS ``keyfile`` and ``certfile`` or ``ssl_context``.
+    ``handshake_timeout`` is the seconds from the accept to the end of the first request's head, the TLS handshake
+    included, and from each response to the end of the next head; None lifts it.
+
+    The process need not be monkey-patched. The server may run in a thread of its own, which makes and starts it.
     """
 
     handler_class: Any = WSGIHandler
     # A raw greenlet is a kilobyte smaller, and nobody links to these.
-    _spawn = staticmethod(gevent.spawn_raw)
+    _spawn: Any = staticmethod(gevent.spawn_raw)
+    wrap_socket: Any
+    ssl_args: Any
 
     def __init__(
         self,
@@ -413,29 +433,34 @@ class WSGIServer(pywsgi.WSGIServer):
         handshake_timeout: float | None = 10.0,
         **keywords: Any,
     ) -> None:
-        if handshake_timeout is not None and (
-            isinstance(handshake_timeout, bool)
-            or not isinstance(handshake_timeout, (int, float))
-            or not isfinite(handshake_timeout)
-            or handshake_timeout <= 0
-        ):
-            raise ValueError(f"handshake_timeout must be a number of seconds above 0, or None, not {handshake_timeout!r}")
+        if handshake_timeout is not None and not _is_duration(handshake_timeout):
+            raise ValueError(f"handshake_timeout must be seconds above 0, or None, not {handshake_timeout!r}")
         self.handshake_timeout = handshake_timeout
         #: The open sessions; the application half keeps them.
         self.sessions: set[Any] = set()
         #: The sockets that wait for a request.
         self.awaiting: set[Any] = set()
-        self._thread = threading.get_ident()
+        self._connections = 0
+        self._all_gone = Event()
         self._stop_by: float | None = None
+        self._thread = _thread_id()
+        if "certfile" in keywords and "ssl_context" not in keywords:
+            keywords["ssl_context"] = _make_context(keywords)
         context = keywords.get("ssl_context")
         super().__init__(listener, application, *arguments, **keywords)
         self.peer_log = PeerLog(lambda line: self.error_log.write(line + "\n"))
+        self.logs_requests = not isinstance(self.log, pywsgi._NoopLog)  # type: ignore[attr-defined]
         if context is not None and not isinstance(context, SSLContext):
-            # A context of the standard library, in a process that is not patched, would make sockets that block the hub.
-            self.wrap_socket = lambda sock, **options: SSLSocket(sock=sock, _context=context, **options)
+            # In a process that is not patched the standard library's context makes sockets that block the hub.
+            self.wrap_socket = partial(_wrap_socket, context)
+
+    def start(self) -> None:
+        """Starts to accept; returns at once."""
+        self._stop_by = None
+        super().start()
 
     def do_handle(self, sock: Any, address: Any) -> None:
-        """Starts the greenlet of a new connection. gevent's own starts it two calls deeper."""
+        """Starts the greenlet of a new connection; gevent's own way goes through more frames."""
         # A greenlet holds its arguments to its end, and the list lets go of the socket.
         connection = [sock, address]
         try:
@@ -450,14 +475,20 @@ class WSGIServer(pywsgi.WSGIServer):
     def _serve(self, connection: list[Any]) -> None:
         address, sock = connection.pop(), connection.pop()
         deadline = None if self.handshake_timeout is None else monotonic() + self.handshake_timeout
-        if self.ssl_args is not None:
-            sock = self._shake_hands(sock, address)
-            if sock is None:
-                return
-        handler = self.handler_class(sock, address, self)
-        handler.deadline = deadline
-        del sock, address
-        handler.handle()
+        self._connections += 1
+        try:
+            if self.ssl_enabled:
+                sock = self._shake_hands(sock, address)
+                if sock is None:
+                    return
+            handler = self.handler_class(sock, address, self)
+            handler.deadline = deadline
+            del sock, address
+            handler.handle()
+        finally:
+            self._connections -= 1
+            if self._connections == 0:
+                self._all_gone.set()
 
     def _shake_hands(self, sock: Any, address: Any) -> Any:
         """The TLS socket; None after a handshake that failed."""
@@ -465,44 +496,71 @@ class WSGIServer(pywsgi.WSGIServer):
             with gevent.Timeout(self.handshake_timeout, TimeoutError("it took too long")):
                 return self.wrap_socket(sock, **self.ssl_args)
         except OSError as error:
-            reason = error.reason if isinstance(error, SSLError) else str(error)
-            self.peer_log.log("the TLS handshake failed", address, reason or type(error).__name__)
+            self.peer_log.log("the TLS handshake failed", address, tls_failure(error))
         sock.close()
         return None
 
     def update_environ(self) -> None:
-        """Fills in what the environ tells of the listener, without pywsgi's look-up of its name, which may take seconds."""
-        host = self.address[0] if isinstance(self.address, tuple) else ""
-        self.environ.setdefault("SERVER_NAME", host)
+        """Fills in the listener's address, without pywsgi's look-up of its name, which may take seconds."""
+        self.environ.setdefault("SERVER_NAME", self.address[0] if isinstance(self.address, tuple) else "")
         super().update_environ()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Stops accepting, closes all sessions with 1001, and blocks until they are gone.
+        """Stops accepting, closes all sessions with 1001, and blocks until all connections are gone.
 
-        What is left after ``timeout`` seconds, by default ``stop_timeout``, is ended at once; with a pool as ``spawn`` its greenlets are.
-        May be called from another thread than the server's, which it then blocks.
+        Sessions that are left after ``timeout`` seconds, by default ``stop_timeout``, are terminated; with a pool as
+        ``spawn`` its greenlets are killed. May be called from another thread, which it blocks, loop and all.
         """
-        if threading.get_ident() == self._thread:
+        if _thread_id() == self._thread:
             self._stop(timeout)
             return
-        done = threading.Event()
-        self.loop.run_callback_threadsafe(gevent.Greenlet.spawn, self._stop, timeout, done)
-        done.wait()
+        done = _allocate_lock()
+        done.acquire()
+        self.loop.run_callback_threadsafe(gevent.Greenlet.spawn, self._stop, timeout, done.release)
+        done.acquire()
 
-    def _stop(self, timeout: float | None, done: threading.Event | None = None) -> None:
+    def _stop(self, timeout: float | None, done: Callable[[], object] | None = None) -> None:
         try:
             self.close()
-            end_input(self.awaiting)
             # serve_forever() ends with a stop() of its own, which must not cut short the one that made it end.
             if self._stop_by is None or timeout is not None:
                 stop_by = monotonic() + (self.stop_timeout if timeout is None else timeout)
                 self._stop_by = stop_by if self._stop_by is None else min(stop_by, self._stop_by)
-            close_sessions(self.sessions, CloseCode.GOING_AWAY)
-            for session in list(self.sessions):
-                session.wait_closed(max(0.0, self._stop_by - monotonic()))
+            end_input(self.awaiting)
+            self._all_gone.clear()
+            while self._connections and (left := self._stop_by - monotonic()) > 0:
+                # Again each time: an application may have taken its connection since.
+                close_sessions(self.sessions, CloseCode.GOING_AWAY)
+                self._all_gone.wait(min(left, 0.5))
             for session in list(self.sessions):
                 session.terminate()
             super().stop(max(0.0, self._stop_by - monotonic()))
+            # Their handlers get a moment to notice.
+            if self._connections:
+                self._all_gone.wait(LAST_MOMENT)
         finally:
             if done is not None:
-                done.set()
+                done()
+
+
+def _is_duration(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and value > 0
+
+
+def _make_context(arguments: dict[str, Any]) -> SSLContext:
+    """The TLS context for pywsgi's ``keyfile``, ``certfile`` and so on, which gevent makes anew for each connection."""
+    context = SSLContext(arguments.pop("ssl_version", ssl.PROTOCOL_TLS_SERVER))
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.load_cert_chain(arguments.pop("certfile"), arguments.pop("keyfile", None))
+    context.verify_mode = arguments.pop("cert_reqs", ssl.CERT_NONE)
+    authorities = arguments.pop("ca_certs", None)
+    if authorities:
+        context.load_verify_locations(authorities)
+    ciphers = arguments.pop("ciphers", None)
+    if ciphers:
+        context.set_ciphers(ciphers)
+    return context
+
+
+def _wrap_socket(context: ssl.SSLContext, sock: Any, **arguments: Any) -> SSLSocket:
+    return SSLSocket(sock=sock, _context=context, **arguments)

@@ -41,6 +41,10 @@ class Call(Protocol):
         """Sends the 101 and opens the session's connection."""
         ...
 
+    def ended(self, session: WebSocketSession) -> None:
+        """Told when the session's connection is gone."""
+        ...
+
 
 class WebSocketSession:
     """A raw session: every frame goes through the handler, and nothing is answered by itself.
@@ -62,6 +66,13 @@ class WebSocketSession:
         for extension in self.connection.encoders:
             rsv |= getattr(extension, "rsv", 0)
         self.rules = FrameRules(rsv)
+
+    def pong_came(self, payload: bytes) -> None:
+        """Called by the connection for a pong that was waited for."""
+
+    def ended(self) -> None:
+        """Called by the connection when it is gone."""
+        self.call.ended(self)
 
     def accept(self, protocol: str | None = None, headers: Sequence[tuple[str, str]] = ()) -> None:
         """Answers the handshake with 101 (RFC 6455 4.2.2), as the first use of the session does by itself.
@@ -230,7 +241,6 @@ class DefaultWebSocketSession(WebSocketSession):
 
     def opened(self) -> None:
         """Called by the call when the connection is open."""
-        self.connection.on_pong = self._on_pong
         self._timing_changed()
 
     def receive(self, timeout: float | None = None) -> Any:
@@ -321,8 +331,8 @@ class DefaultWebSocketSession(WebSocketSession):
         """Seconds between the last answered ping, the keepalive's or `ping`'s, and its pong; None before the first."""
         return self._latency
 
-    def _on_pong(self, payload: bytes) -> None:
-        """Takes a pong, in the hub."""
+    def pong_came(self, payload: bytes) -> None:
+        """Called by the connection, in the hub, for a pong that was waited for."""
         pings = self._pings
         if pings is not None and payload in pings:
             # A pong answers the pings before it too (RFC 6455 5.5.3).
@@ -341,7 +351,8 @@ class DefaultWebSocketSession(WebSocketSession):
             self.connection.expect_pong()
 
     def ended(self) -> None:
-        """Called when the connection is gone."""
+        """Called by the connection when it is gone."""
+        self.call.ended(self)
         if self._pinger is not None:
             self._pinger.stop()
             self._pinger = None

@@ -1,6 +1,7 @@
-"""The seam between the servers and the application: an `Upgrade` stands in the WSGI environ of a request that offers one.
+"""The seam between the servers and the application: an `Upgrade` in the WSGI environ of a request that offers one.
 
-The server half owns the socket, what was read ahead from it, and the leaving of HTTP; the application half owns all that follows.
+The server half owns the socket, what was read ahead from it and the leaving of HTTP; the application half owns what
+follows.
 """
 
 from __future__ import annotations
@@ -60,11 +61,11 @@ class Upgrade:
         self.taken = False
 
     def take(self) -> tuple[Any, bytearray]:
-        """Ends HTTP on the connection; gives the socket, which is the caller's to close, and the bytes read behind the request.
+        """Ends HTTP on the connection; gives its socket, for the caller to close, and the bytes behind the request.
 
-        The socket is a ``_socket.socket`` that never blocks, under TLS gevent's ``SSLSocket``. Nothing has been written to it: the 101 is
-        the caller's. Raises ``UsageError`` when the connection is taken already, the response has begun, the request has a body or
-        is over.
+        The socket is a ``_socket.socket`` that never blocks, under TLS gevent's ``SSLSocket``. Nothing has been written
+        to it: the 101 is the caller's. Raises ``UsageError`` when the connection is taken already, the response has
+        begun, or the request has a body or is over.
         """
         release = self._release
         if release is None:
@@ -89,10 +90,11 @@ def names_websocket(upgrade: str | None) -> bool:
 
 
 def unwrap(sock: Any) -> Any:
-    """What `Upgrade.take` gives for a gevent ``sock``; the wrapper of a plain one is dead afterwards, its descriptor lives on."""
+    """What `Upgrade.take` gives for a gevent ``sock``. The wrapper of a plain one is dead afterwards."""
     if getattr(sock, "_sslobj", None) is not None:
         return sock
-    raw = RawSocket(sock.family, sock.type, sock.proto, sock.detach())
+    inner = sock._sock
+    raw = RawSocket(inner.family, inner.type, inner.proto, sock.detach())
     raw.setblocking(False)
     return raw
 
@@ -127,11 +129,14 @@ NO_INPUT = NoInput()
 
 def lighten(environ: dict[str, Any]) -> None:
     """Drops from the environ of a taken connection, which lives as long as its session, what only HTTP needs."""
-    kept = {key: value for key, value in environ.items() if key not in _USELESS}
-    kept["wsgi.input"] = NO_INPUT
+    for key in _USELESS:
+        environ.pop(key, None)
+    environ["wsgi.input"] = NO_INPUT
     for key in _COMMON:
-        if key in kept:
-            kept[key] = intern(kept[key])
+        value = environ.get(key)
+        if type(value) is str:
+            environ[key] = intern(value)
+    kept = environ.copy()
     # A dict that grew key by key has up to twice the room it needs; one that is updated while empty has not.
     environ.clear()
     environ.update(kept)

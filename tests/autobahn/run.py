@@ -161,7 +161,8 @@ def wait_until_accepting(address: str, server: subprocess.Popen[bytes], log: Pat
             time.sleep(0.1)
         else:
             return
-    raise RigError(f"no server at {address} after {seconds:g} s:\n{tail(log)}")
+    ended = "is still starting" if server.poll() is None else f"ended with status {server.returncode}"
+    raise RigError(f"the server at {address} {ended}:\n{tail(log)}")
 
 
 def tail(path: Path, lines: int = 30) -> str:

@@ -1,0 +1,474 @@
+"""``gunicorn -k geventws.Worker module:app``: gunicorn's gevent worker, with the seam to WebSockets.
+
+HTTP stays gunicorn's: its parser, settings, hooks and logs. What is new: a request may take its connection out of the
+keep-alive loop, and a worker that stops closes its WebSockets at once and waits for nobody who has nothing to say.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from ssl import OP_NO_RENEGOTIATION
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent.event import Event
+from gevent.pool import Pool
+from gevent.server import StreamServer
+from gevent.socket import socket as GeventSocket
+from gevent.ssl import SSLSocket
+from gunicorn import util  # type: ignore[import-untyped]
+from gunicorn.http.errors import InvalidHeader  # type: ignore[import-untyped]
+from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
+from gunicorn.workers.base_async import ALREADY_HANDLED, AsyncWorker  # type: ignore[import-untyped]
+from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
+
+from geventws.errors import UsageError
+from geventws.frames import CloseCode
+from geventws.server import (
+    CRUMBS,
+    CRUMBS_GATHER,
+    PeerLog,
+    close_sessions,
+    end_input,
+    server_is_stopping,
+    shorten,
+    tls_failure,
+)
+from geventws.upgrade import KEY, Upgrade, lighten, names_websocket, unwrap
+
+__all__ = ["Worker"]
+
+#: Seconds from the accept to the end of the first request's head, the TLS handshake included.
+HANDSHAKE_TIMEOUT = 10.0
+#: Seconds that a stopping worker leaves its WebSockets for the closing handshake, and their handlers to end.
+CLOSE_TIMEOUT = 5.0
+#: Seconds before graceful_timeout, when gunicorn kills the worker, at which the worker ends its handlers itself.
+KILL_MARGIN = 2.0
+#: Seconds that a worker leaves for what is on its way out when it has to go at once.
+FLUSH_SECONDS = 0.1
+
+#: Fields that an offer may have once, beyond those of which gunicorn's parser sees to it.
+_SINGLE = ("ORIGIN", "SEC-WEBSOCKET-KEY", "SEC-WEBSOCKET-VERSION")
+
+StartResponse = Callable[..., Callable[[bytes], object]]
+
+
+class Worker(GeventWorker):  # type: ignore[misc]
+    """gunicorn's gevent worker, for WebSockets and plain HTTP. Every setting works as with ``-k gevent``."""
+
+    wsgi: Any
+    # Made in the worker's own process: gunicorn constructs workers before it forks.
+    _stopping: Event | None = None
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self._alive = True
+        #: The open sessions; the application half keeps them.
+        self.sessions: set[Any] = set()
+        #: The greenlets of connections that were taken.
+        self.handlers: set[Any] = set()
+        #: Whether new WebSockets are turned away.
+        self.draining = False
+        self._exchanges: dict[Any, _Exchange] = {}
+        # The connections that wait for a request, with the deadline of the first.
+        self._awaiting: dict[Any, _HandshakeTimeout | None] = {}
+        self._signalled = False
+        super().__init__(*arguments, **keywords)
+        self.peer_log = PeerLog(self.log.warning)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker goes on. gunicorn clears it on signals and at ``max_requests``, which wakes `run`."""
+        return self._alive
+
+    @alive.setter
+    def alive(self, value: bool) -> None:
+        self._alive = value
+        if not value and self._stopping is not None:
+            self._stopping.set()
+
+    # -- The life of the process ---------------------------------------------------------------------------------------
+
+    def init_process(self) -> None:
+        """Sets the process up, and runs it to its end."""
+        error_log = getattr(self.log, "error_log", None)
+        if isinstance(error_log, logging.Logger):
+            error_log.addFilter(_PeerFilter(self.peer_log))
+        super().init_process()
+
+    def load_wsgi(self) -> None:
+        """Loads the application, and stands between it and gunicorn."""
+        super().load_wsgi()
+        self._application: Any = self.wsgi
+        self.wsgi = self._call
+
+    def run(self) -> None:
+        """Serves until the worker is told to stop, then ends what is open."""
+        self._stopping = Event()
+        listeners = self._listen()
+        while self.alive:
+            self.notify()
+            self._stopping.wait(1.0)
+        if self.aborted:
+            sys.exit(1)
+        self._drain(listeners)
+
+    def _listen(self) -> list[_Listener]:
+        options = {}
+        if self.cfg.is_ssl:
+            options["ssl_context"] = context = ssl_context(self.cfg)
+            context.sslsocket_class = _TLSClient
+            context.options |= OP_NO_RENEGOTIATION
+        listeners = []
+        for sock in self.sockets:
+            sock.setblocking(1)
+            listener = _Listener(self, sock, spawn=Pool(self.worker_connections), **options)
+            if self.cfg.workers > 1:
+                listener.max_accept = 1
+            listener.start()
+            listeners.append(listener)
+        return listeners
+
+    def _drain(self, listeners: list[_Listener]) -> None:
+        """Stops accepting, ends all connections, and returns as soon as they are gone.
+
+        WebSockets get a Close frame, and their handlers CLOSE_TIMEOUT to end; plain requests get graceful_timeout, at
+        which gunicorn kills the worker. So it ends all handlers a little before: their ``finally`` must run.
+        """
+        began = monotonic()
+        grace = self.cfg.graceful_timeout
+        kill_all_at = began + grace - min(KILL_MARGIN, grace / 3)
+        kill_sessions_at = min(began + CLOSE_TIMEOUT, kill_all_at)
+        code = CloseCode.GOING_AWAY if self._signalled else CloseCode.SERVICE_RESTART
+        self.draining = True
+        for listener in listeners:
+            listener.close()
+        pools = [listener.pool for listener in listeners]
+        end_input(self._awaiting)
+        while open_pools := [pool for pool in pools if pool]:
+            self.notify()
+            # An offer that was accepted before the draining began may have become a session since.
+            close_sessions(self.sessions, code)
+            now = monotonic()
+            if now >= kill_all_at:
+                self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
+                self._kill(open_pools, began + grace - now)
+                return
+            if now >= kill_sessions_at:
+                for session in list(self.sessions):
+                    session.terminate()
+                gevent.killall(list(self.handlers), block=False)
+                kill_sessions_at = kill_all_at
+            open_pools[0].join(min(1.0, max(0.0, kill_sessions_at - now)))
+
+    def _kill(self, pools: list[Pool], seconds: float) -> None:
+        for session in list(self.sessions):
+            session.terminate()
+        for pool in pools:
+            pool.kill(block=False)
+        ends = monotonic() + max(0.0, seconds - 0.25)
+        for pool in pools:
+            pool.join(max(0.0, ends - monotonic()))
+
+    def notify(self) -> None:
+        """Tells the master that the worker lives, and ends it when the master does not."""
+        if self.ppid != os.getppid():
+            close_sessions(self.sessions, CloseCode.GOING_AWAY)
+            gevent.sleep(FLUSH_SECONDS)
+        super().notify()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM: stops gracefully."""
+        self._signalled = True
+        super().handle_exit(sig, frame)
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        """SIGQUIT and SIGINT: says goodbye to the WebSockets and exits."""
+        self._signalled = True
+        gevent.spawn(self._quit, sig, frame)
+
+    def _quit(self, sig: int, frame: Any) -> None:
+        close_sessions(self.sessions, CloseCode.GOING_AWAY)
+        # It sleeps for a moment, in which the hub flushes, before it exits.
+        super(GeventWorker, self).handle_quit(sig, frame)
+
+    def handle_abort(self, sig: int, frame: Any) -> None:
+        """SIGABRT: the master has not heard of the worker for too long. What keeps it busy is what this interrupts."""
+        self.aborted = True
+        stack = "".join(traceback.format_stack(frame))
+        self.log.critical("Worker (pid:%s) is aborted while it runs:\n%s", self.pid, stack)
+        super().handle_abort(sig, frame)
+
+    # -- A connection --------------------------------------------------------------------------------------------------
+
+    def serve(self, listener: Any, server: Any, client: Any, addr: Any) -> None:
+        """Serves a new connection to its end, in its greenlet."""
+        deadline = None
+        # gunicorn bounds the wait for a plain head by `keepalive`, where that is set.
+        if server.ssl_enabled or not 0 < self.cfg.keepalive <= HANDSHAKE_TIMEOUT:
+            deadline = _HandshakeTimeout.start_new(HANDSHAKE_TIMEOUT)
+        try:
+            if server.ssl_enabled:
+                try:
+                    client = server.wrap_socket(client, **server.ssl_args)
+                except (OSError, _HandshakeTimeout) as error:
+                    self.peer_log.log("the TLS handshake failed", addr, tls_failure(error))
+                    return
+            self._wait_for_head(client, deadline)
+            self.handle(listener, client, addr)
+        finally:
+            self._awaiting.pop(client, None)
+            if deadline is not None:
+                deadline.close()
+            util.close(client)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """Serves one request; raises ``StopIteration`` where no other may follow on its connection."""
+        self._head_is_here(sock)
+        exchange = self._offer(req, sock, addr)
+        try:
+            # Past GeventWorker's, which swallows the SystemExit that ends the process.
+            AsyncWorker.handle_request(self, listener_name, req, sock, addr)
+        except StopIteration as stop:
+            # gunicorn makes one of a SystemExit when the response has begun.
+            if isinstance(stop.__context__, SystemExit):
+                raise stop.__context__ from None
+            raise
+        except gevent.GreenletExit:
+            raise StopIteration from None
+        finally:
+            if exchange is not None:
+                exchange.upgrade.expire()
+                del self._exchanges[sock]
+        if exchange is not None:
+            # What follows on the connection is a WebSocket, or was meant to be one: never another request.
+            raise StopIteration
+        self._wait_for_head(sock, None)
+
+    def handle_http2(self, listener: Any, client: Any, *arguments: Any, **keywords: Any) -> None:
+        """Serves an HTTP/2 connection, on which there are no upgrades (RFC 9113 8.6)."""
+        self._head_is_here(client)
+        super().handle_http2(listener, client, *arguments, **keywords)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Logs what ended a connection, and answers it where it is the client's fault."""
+        if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+            raise exc
+        if isinstance(exc, _HandshakeTimeout):
+            self.peer_log.log("408 the head of the request took too long", addr)
+            with suppress(OSError):
+                util.write_error(client, 408, "Request Timeout", "")
+        elif not isinstance(exc, gevent.GreenletExit):
+            super().handle_error(req, client, addr, exc)
+
+    def _wait_for_head(self, sock: Any, deadline: _HandshakeTimeout | None) -> None:
+        self._awaiting[sock] = deadline
+        sock.receipts = 0
+
+    def _head_is_here(self, sock: Any) -> None:
+        # A body may come as it likes.
+        sock.receipts = -sys.maxsize
+        deadline = self._awaiting.pop(sock, None)
+        if deadline is not None:
+            deadline.close()
+
+    def _offer(self, req: Any, sock: Any, addr: Any) -> _Exchange | None:
+        """The exchange of a request that offers a WebSocket."""
+        offers = [value for name, value in req.headers if name == "UPGRADE"]
+        if not offers or not names_websocket(",".join(offers)) or self.cfg.protocol != "http":
+            return None
+        names = [name for name, _ in req.headers]
+        for name in _SINGLE:
+            if names.count(name) > 1:
+                raise InvalidHeader(name, req=req)
+        # The response says so, and the keep-alive loop ends, whatever the application answers.
+        req.force_close()
+        exchange = self._exchanges[sock] = _Exchange(self, req, sock, addr)
+        return exchange
+
+    def _call(self, environ: dict[str, Any], start_response: StartResponse) -> Any:
+        """The application that gunicorn calls."""
+        exchange = self._exchanges.get(environ["gunicorn.socket"])
+        if exchange is None:
+            return self._application(environ, start_response)
+        application = server_is_stopping if self.draining else self._application
+        return exchange.run(application, environ, start_response)
+
+
+class _Exchange:
+    """A request that offers a WebSocket, between gunicorn and the application."""
+
+    def __init__(self, worker: Worker, request: Any, sock: Any, address: Any) -> None:
+        self.upgrade = Upgrade(self._let_go, address, worker.sessions)
+        self._worker = worker
+        self._request = request
+        self._socket = sock
+        self._environ: dict[str, Any] = {}
+        self._begun = False
+
+    def run(self, application: Any, environ: dict[str, Any], start_response: StartResponse) -> Any:
+        """Calls the application; once it has taken the connection, nothing of what it does reaches gunicorn."""
+        began = datetime.now()
+        worker, upgrade = self._worker, self.upgrade
+        self._environ = environ
+        environ[KEY] = upgrade
+        environ.pop("wsgi.early_hints", None)
+        handler = gevent.getcurrent()
+        worker.handlers.add(handler)
+        try:
+            result = application(environ, partial(self._start_response, start_response))
+            # A generator takes the connection when it is asked for its first piece.
+            result = self._begin(result)
+        except BaseException as error:
+            if not upgrade.taken or isinstance(error, (SystemExit, KeyboardInterrupt)):
+                raise
+            if not isinstance(error, (gevent.GreenletExit, ConnectionError)):
+                worker.log.exception("Error on the connection taken by %s", self._request.uri)
+        finally:
+            worker.handlers.discard(handler)
+        if not upgrade.taken:
+            return result
+        # For the hooks, which look at the response; nothing is written by it.
+        with suppress(AssertionError):
+            start_response("101 Switching Protocols", [])
+        worker.log.access(_Switched, self._request, environ, datetime.now() - began)
+        return ALREADY_HANDLED
+
+    def _begin(self, result: Iterable[bytes]) -> Iterable[bytes]:
+        pieces: Iterator[bytes] = iter(())
+        try:
+            if not self.upgrade.taken:
+                pieces = iter(result)
+                first = next(pieces, b"")
+        except BaseException:
+            _close(result)
+            raise
+        if self.upgrade.taken:
+            _close(result)
+            return ()
+        return _resume(first, pieces, result)
+
+    def _start_response(
+        self, start_response: StartResponse, status: str, headers: Any, *exc_info: Any
+    ) -> Callable[[bytes], object]:
+        if self.upgrade.taken:
+            return _ignore
+        # gunicorn would let "Connection: Upgrade", which belongs to a 426, win over its own "close".
+        headers = [(name, value) for name, value in headers if name.lower() != "connection"]
+        return partial(self._write, start_response(status, headers, *exc_info))
+
+    def _write(self, write: Callable[[bytes], object], data: bytes) -> None:
+        if not self.upgrade.taken:
+            self._begun = True
+            write(data)
+
+    def _let_go(self) -> tuple[Any, bytearray]:
+        """Ends HTTP on this connection, for `Upgrade.take`."""
+        environ = self._environ
+        if self._begun:
+            raise UsageError("the response has begun: take the connection before anything of it is written")
+        if environ.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ:
+            raise UsageError("a request with a body can't be upgraded")
+        read_ahead = bytearray(self._request.unreader.take_buffered())
+        lighten(environ)
+        return unwrap(self._socket), read_ahead
+
+
+class _Switched:
+    """The response to an upgrade, as the access log sees it."""
+
+    status = "101 Switching Protocols"
+    headers = ()
+    sent = None
+
+
+class _HandshakeTimeout(gevent.Timeout):
+    """The TLS handshake and the head of the first request took too long."""
+
+
+class _Gathering:
+    """A client's socket. A head in crumbs is left to gather, for gunicorn's parser looks at all of it each time."""
+
+    receipts = 0
+
+    def recv(self, *arguments: Any) -> bytes:
+        """Receives, as a socket does."""
+        self.receipts += 1
+        if self.receipts > CRUMBS:
+            gevent.sleep(CRUMBS_GATHER)
+        return super().recv(*arguments)  # type: ignore[misc, no-any-return]
+
+
+class _Client(_Gathering, GeventSocket):
+    """A client's plain socket."""
+
+
+class _TLSClient(_Gathering, SSLSocket):
+    """A client's TLS socket."""
+
+
+class _Listener(StreamServer):
+    """A listening socket of a worker."""
+
+    socket: Any
+
+    def __init__(self, worker: Worker, listener: Any, **options: Any) -> None:
+        self._worker = worker
+        self._listener = listener
+        super().__init__(listener, **options)
+
+    def do_read(self) -> Any:
+        """Accepts a connection; None where there is none."""
+        listener = self.socket
+        try:
+            descriptor, address = listener._accept()
+        except BlockingIOError:
+            return None
+        return _Client(listener.family, listener.type, listener.proto, descriptor), address
+
+    def handle(self, sock: Any, address: Any) -> None:
+        """Serves a connection, under TLS with the handshake."""
+        self._worker.serve(self._listener, self, sock, address)
+
+    wrap_socket_and_handle: Any = handle
+
+
+class _PeerFilter(logging.Filter):
+    """Keeps gunicorn's lines about invalid requests short, escaped and few."""
+
+    def __init__(self, peer_log: PeerLog) -> None:
+        super().__init__()
+        self._peer_log = peer_log
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tells whether a line is logged."""
+        if isinstance(record.msg, str) and record.msg.startswith("Invalid request from ip="):
+            if not self._peer_log.admit("invalid requests"):
+                return False
+            record.msg = shorten(record.msg)
+        return True
+
+
+def _ignore(data: bytes) -> None:
+    """Writes nothing."""
+
+
+def _close(result: Any) -> None:
+    close = getattr(result, "close", None)
+    if close is not None:
+        close()
+
+
+def _resume(first: bytes, rest: Iterator[bytes], result: Any) -> Iterator[bytes]:
+    try:
+        yield first
+        yield from rest
+    finally:
+        _close(result)
