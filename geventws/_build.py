@@ -1,6 +1,7 @@
 """Which build runs: the compiled core, or the same code uncompiled.
 
-The compiled modules lie beside their sources and are found first. GEVENTWS_PURE=1 in the environment has them passed over.
+The compiled modules lie beside their sources and are found first. GEVENTWS_PURE=1 in the environment has them passed
+over.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def choose_build() -> None:
 
 
 def build() -> str:
-    """"compiled" or "pure", read off the modules that were imported; raises ``RuntimeError`` for a mixture."""
+    """ "compiled" or "pure", read off the modules that were imported; raises ``RuntimeError`` for a mixture."""
     compiled = [name for name in COMPILED_MODULES if _is_compiled(name)]
     if compiled and len(compiled) != len(COMPILED_MODULES):
         missing = ", ".join(name for name in COMPILED_MODULES if name not in compiled)

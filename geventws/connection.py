@@ -5,10 +5,11 @@ States, and what moves them:
     CONNECTING --open()--> OPEN --a Close frame sent or received, a violation, the end of input--> CLOSING
     any --the socket closed, by both sides' Close frames, a deadline, an error or terminate()--> CLOSED
 
-Reading: the hub's callback receives into a buffer that all connections of the hub share, parses it, and switches straight to the
-greenlet that waits in `receive`. What that greenlet sends meanwhile gathers in `output` and leaves in one system call when it waits
-again, after 64 KiB, or after a millisecond. Code that runs in the hub calls nothing that blocks, and lets no exception out: an
-exception stops a libev watcher silently, and the connection with it. connection.pxd gives the types to the compiled build.
+Reading: the hub's callback receives into a buffer that all connections of the hub share, parses it, and switches
+straight to the greenlet that waits in `receive`. What that greenlet sends meanwhile gathers in `output` and leaves in
+one system call when it waits again, after 64 KiB, or after a millisecond. Code that runs in the hub calls nothing
+that blocks, and lets no exception out: an exception stops a libev watcher silently, and the connection with it.
+connection.pxd gives the types to the compiled build.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ CONNECTING, OPEN, CLOSING, CLOSED = 0, 1, 2, 3
 class Connection:
     """A WebSocket connection of either role, with what default and raw sessions share.
 
-    ``raw`` says that the session gets frames and answers them itself. The settings that a session may change at any time are
-    attributes: ``timeout``, ``masking`` and, by `set_max_frame_size`, ``max_frame_size``.
+    ``raw`` says that the session gets frames and answers them itself. The settings that a session may change at any
+    time are attributes: ``timeout``, ``masking`` and, by `set_max_frame_size`, ``max_frame_size``.
     """
 
     def __init__(self, settings: Settings, raw: bool, client: bool) -> None:
@@ -109,7 +110,8 @@ class Connection:
         self.message_entry: Entry | None = None
         self.close_entry: Entry | None = None
 
-    # -- Opening -----------------------------------------------------------------------------------------------------------------
+    # -- Opening
+    # -----------------------------------------------------------------------------------------------------------------
 
     def open(
         self,
@@ -164,7 +166,8 @@ class Connection:
         if self.reader is not None:
             self.reader.masking = masking
 
-    # -- Reading -----------------------------------------------------------------------------------------------------------------
+    # -- Reading
+    # -----------------------------------------------------------------------------------------------------------------
 
     def receive(self) -> str | bytes | Frame:
         """The oldest message (raw: frame) of the queue; blocks until there is one.
@@ -312,13 +315,14 @@ class Connection:
         else:
             self._watch_message()
 
-    # -- Writing -----------------------------------------------------------------------------------------------------------------
+    # -- Writing
+    # -----------------------------------------------------------------------------------------------------------------
 
     def send(self, first: int, payload: str | bytes | bytearray | memoryview) -> None:
         """Sends one frame; ``first`` is its first byte, ``payload`` text or a view of single bytes.
 
-        Blocks while more than ``write_limit`` bytes wait for the peer; a greenlet that is killed there abandons its wait, not the frame.
-        Raises ``ConnectionClosed``.
+        Blocks while more than ``write_limit`` bytes wait for the peer; a greenlet that is killed there abandons its
+        wait, not the frame. Raises ``ConnectionClosed``.
         """
         output = self.output
         if self.state != OPEN or self.close_sent:
@@ -340,7 +344,10 @@ class Connection:
             self._wait_drained()
 
     def send_message(self, opcode: int, payload: str | bytes | bytearray | memoryview) -> None:
-        """Sends one whole message; blocks and raises as `send`, and while another greenlet sends a fragmented message."""
+        """Sends one whole message;
+
+        blocks and raises as `send`, and while another greenlet sends a fragmented message.
+        """
         if self.fragmenting is not None:
             self._wait_turn()
         if self.encoders:
@@ -383,7 +390,9 @@ class Connection:
         current = getcurrent()
         while self.fragmenting is not None:
             if self.fragmenting[0] is current:
-                raise UsageError("a message is sent on this session by the iterable that yields another one's fragments")
+                raise UsageError(
+                    "a message is sent on this session by the iterable that yields another one's fragments"
+                )
             self.fragmenting[1].wait()
 
     def flush(self) -> None:
@@ -466,7 +475,8 @@ class Connection:
         if done and self.state == CLOSING:
             self._flushed()
 
-    # -- Closing -----------------------------------------------------------------------------------------------------------------
+    # -- Closing
+    # -----------------------------------------------------------------------------------------------------------------
 
     def ending(self) -> CloseReason:
         """Why the WebSocket ends or ended; 1006 where nobody said."""
@@ -474,7 +484,7 @@ class Connection:
             return self.close_reason
         reader = self.reader
         if reader is not None and reader.close_reason is not None:
-            return reader.close_reason  # type: ignore[no-any-return]
+            return reader.close_reason
         return CloseReason(CloseCode.ABNORMAL)
 
     def start_close(self, reason: CloseReason) -> None:
@@ -582,7 +592,8 @@ class Connection:
             # The server closes first (RFC 6455 7.1.1).
             self._finish()
         elif self.discarding:
-            # After a violation the peer may still be sending: FIN, and read on to its own, for a reset would take our Close frame along.
+            # After a violation the peer may still be sending: FIN, and read on to its own, for a reset would take our
+            # Close frame along.
             self.transport.shut_down()
 
     def _broken(self) -> None:

@@ -20,7 +20,8 @@ __all__ = ["Pinger", "pinger"]
 class Pinger:
     """Pings a connection every ``period`` seconds; closes it with 1011 when an answer takes over ``timeout`` seconds.
 
-    ``any_input`` lets whatever moves count as an answer, so that a slow transfer in either direction is no missing pong.
+    ``any_input`` lets whatever moves count as an answer, so that a slow transfer in either direction is no missing
+    pong.
     """
 
     __slots__ = ("_connection", "_entry", "_payload", "_sent_at", "any_input", "latency", "period", "timeout")
@@ -84,10 +85,11 @@ class Pinger:
 
 
 def pinger(session: WebSocketSession, period: float, timeout: float) -> Pinger:
-    """Keeps a raw session alive: pings it every ``period`` seconds, and closes it when a pong takes over ``timeout`` seconds.
+    """Keeps a raw session alive: pings it every ``period`` seconds, and closes it when a pong takes over ``timeout``
+    seconds.
 
-    Give it the pongs: ``if frame.opcode == Opcode.PONG: keepalive.pong(frame)``. It ends with the session, or with ``stop()``. It never
-    blocks. Raises ``ValueError`` for a period or timeout that is not above 0.
+    Give it the pongs: ``if frame.opcode == Opcode.PONG: keepalive.pong(frame)``. It ends with the session, or with
+    ``stop()``. It never blocks. Raises ``ValueError`` for a period or timeout that is not above 0.
     """
     for name, value in (("period", period), ("timeout", timeout)):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:

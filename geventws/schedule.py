@@ -1,7 +1,7 @@
 """What is due when: one greenlet a hub works off the deadlines of all its sessions.
 
-A sleeping greenlet a connection would cost 4 KB and a timer 300 bytes; an entry here costs about 150. The calls run in that greenlet
-and not in the hub, so they may log; but none may block, for all others wait behind it.
+A sleeping greenlet a connection would cost 4 KB and a timer 300 bytes; an entry here costs about 150. The calls run
+in that greenlet and not in the hub, so they may log; but none may block, for all others wait behind it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Schedule:
         self._entries: list[Entry] = []
         self._numbers = count()
         self._earlier = Event()
-        self._greenlet: Greenlet | None = None
+        self._greenlet: Greenlet[[], None] | None = None
         self._cancelled = 0
 
     @classmethod
@@ -54,7 +54,7 @@ class Schedule:
         hub = hub or get_hub()
         schedule: Schedule | None = hub.__dict__.get("geventws_schedule")
         if schedule is None:
-            schedule = hub.geventws_schedule = cls()
+            schedule = hub.__dict__["geventws_schedule"] = cls()
         return schedule
 
     def after(self, seconds: float, call: Callable[[], None]) -> Entry:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import urandom
-from typing import TYPE_CHECKING, Any, Protocol, Union
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import Timeout
 from gevent.event import AsyncResult
 
 from geventws.connection import Connection
-from geventws.errors import ConnectionClosed, ProtocolError, UsageError
+from geventws.errors import ConnectionClosed, UsageError
 from geventws.frames import CloseCode, CloseReason, Frame
 from geventws.pinger import Pinger
 from geventws.protocol.codec import FrameRules
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DefaultWebSocketSession", "WebSocketSession"]
 
-BytesLike = Union[bytes, bytearray, memoryview]
+BytesLike = bytes | bytearray | memoryview
 
 CONNECTING, OPEN = 0, 1
 
@@ -35,7 +35,11 @@ class Call(Protocol):
 
     #: The subprotocol agreed on, or None.
     protocol: str | None
-    remote_address: Any
+
+    @property
+    def remote_address(self) -> Any:
+        """The peer's socket address."""
+        ...
 
     def accept(self, session: WebSocketSession, protocol: str | None, headers: Sequence[tuple[str, str]]) -> None:
         """Sends the 101 and opens the session's connection."""
@@ -49,11 +53,12 @@ class Call(Protocol):
 class WebSocketSession:
     """A raw session: every frame goes through the handler, and nothing is answered by itself.
 
-    Nothing illegal goes out either. Any greenlet may send or close; one at a time may receive. The session opens at its first use.
+    Nothing illegal goes out either. Any greenlet may send or close; one at a time may receive. The session opens at
+    its first use.
     """
 
     def __init__(self, settings: Settings, call: Call, client: bool = False) -> None:
-        self.call = call
+        self.call: Any = call
         self._start(Connection(settings, True, client))
 
     def _start(self, connection: Connection) -> None:
@@ -77,8 +82,9 @@ class WebSocketSession:
     def accept(self, protocol: str | None = None, headers: Sequence[tuple[str, str]] = ()) -> None:
         """Answers the handshake with 101 (RFC 6455 4.2.2), as the first use of the session does by itself.
 
-        ``protocol`` is one that the client offered, by default the one of the route; ``headers`` are added to the response.
-        Raises ``ValueError`` for a protocol that was not offered or a header that may not be sent, ``UsageError`` when the session is open already.
+        ``protocol`` is one that the client offered, by default the one of the route; ``headers`` are added to the
+        response. Raises ``ValueError`` for a protocol that was not offered or a header that may not be sent,
+        ``UsageError`` when the session is open already.
         """
         if self.connection.state != CONNECTING:
             raise UsageError("the session is accepted already: call accept() before its first use, and once")
@@ -92,7 +98,8 @@ class WebSocketSession:
     def receive(self, timeout: float | None = None) -> Any:
         """The next frame, pings, pongs and closes among them; blocks until it comes, or for ``timeout`` seconds.
 
-        Raises ``TimeoutError`` (no frame is lost), ``ConnectionClosed`` after the end, ``UsageError`` while another greenlet receives.
+        Raises ``TimeoutError`` (no frame is lost), ``ConnectionClosed`` after the end, ``UsageError`` while another
+        greenlet receives.
         """
         if self.connection.state == CONNECTING:
             self.accept_if_needed()
@@ -103,7 +110,8 @@ class WebSocketSession:
     def send(self, frame: Frame) -> None:
         """Sends one frame; blocks while more than ``write_limit`` bytes wait for the peer.
 
-        Raises ``ValueError`` or ``TypeError`` for a frame that may not be sent at this point, and ``ConnectionClosed`` after the end.
+        Raises ``ValueError`` or ``TypeError`` for a frame that may not be sent at this point, and
+        ``ConnectionClosed`` after the end.
         """
         connection = self.connection
         if connection.state == CONNECTING:
@@ -126,9 +134,11 @@ class WebSocketSession:
         self.connection.wait_flushed()
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Closes with a Close frame, and blocks until the peer has answered it, at most ``timeout`` seconds (RFC 6455 7).
+        """Closes with a Close frame, and blocks until the peer has answered it, at most ``timeout`` seconds (RFC 6455
+        7).
 
-        Does nothing on a session that is closed. Raises ``ValueError`` or ``TypeError`` for a code or a reason that may not be sent.
+        Does nothing on a session that is closed. Raises ``ValueError`` or ``TypeError`` for a code or a reason that
+        may not be sent.
         """
         close_reason = CloseReason(code, reason)
         close_reason.to_payload()
@@ -139,7 +149,10 @@ class WebSocketSession:
             connection.terminate()
 
     def start_close(self, code: int = 1000, reason: str = "") -> None:
-        """Closes as `close`, but never blocks: the session ends when the peer has answered, at most ``timeout`` seconds later."""
+        """Closes as `close`, but never blocks:
+
+        the session ends when the peer has answered, at most ``timeout`` seconds later.
+        """
         self.connection.start_close(CloseReason(code, reason))
 
     def terminate(self) -> None:
@@ -147,7 +160,10 @@ class WebSocketSession:
         self.connection.terminate()
 
     def wait_closed(self, timeout: float | None = None) -> bool:
-        """Blocks until the connection is gone, at most ``timeout`` seconds; tells whether it is. Any greenlet may wait."""
+        """Blocks until the connection is gone, at most ``timeout`` seconds;
+
+        tells whether it is. Any greenlet may wait.
+        """
         return self.connection.wait_closed(timeout)
 
     def __iter__(self) -> Iterator[Any]:
@@ -169,7 +185,10 @@ class WebSocketSession:
 
     @property
     def close_reason(self) -> CloseReason | None:
-        """Why the session ends or ended: who closed first decides. 1006 for a connection that was lost; None while it is open."""
+        """Why the session ends or ended:
+
+        who closed first decides. 1006 for a connection that was lost; None while it is open.
+        """
         connection = self.connection
         if connection.close_reason is None and not connection.input_over:
             return None
@@ -232,11 +251,11 @@ class DefaultWebSocketSession(WebSocketSession):
     """
 
     def __init__(self, settings: Settings, call: Call, client: bool = False) -> None:
-        self.call = call
+        self.call: Any = call
         self._start(Connection(settings, False, client))
         self._ping_interval = settings.ping_interval
         self._pinger: Pinger | None = None
-        self._pings: dict[bytes, tuple[float, AsyncResult]] | None = None
+        self._pings: dict[bytes, tuple[float, AsyncResult[float | None]]] | None = None
         self._latency: float | None = None
 
     def opened(self) -> None:
@@ -246,7 +265,8 @@ class DefaultWebSocketSession(WebSocketSession):
     def receive(self, timeout: float | None = None) -> Any:
         """The next message: str for text, bytes for binary; blocks until it comes, or for ``timeout`` seconds.
 
-        Raises ``TimeoutError`` (no message is lost), ``ConnectionClosed`` after the end, ``UsageError`` while another greenlet receives.
+        Raises ``TimeoutError`` (no message is lost), ``ConnectionClosed`` after the end, ``UsageError`` while another
+        greenlet receives.
         """
         if self.connection.state == CONNECTING:
             self.accept_if_needed()
@@ -254,11 +274,15 @@ class DefaultWebSocketSession(WebSocketSession):
             return self.connection.receive()
         return self.connection.receive_within(timeout)
 
-    def send(self, message: str | BytesLike | Iterable[str | BytesLike]) -> None:
-        """Sends a message: str as text, bytes-like as binary, an iterable of either as one message in fragments (RFC 6455 5.4).
+    def send(  # type: ignore[override]  # the two kinds of session send different things, as they receive them
+        self, message: str | BytesLike | Iterable[str | BytesLike]
+    ) -> None:
+        """Sends a message: str as text, bytes-like as binary, an iterable of either as one message in fragments (RFC
+        6455 5.4).
 
-        Blocks while more than ``write_limit`` bytes wait for the peer, and while another greenlet sends fragments. Each fragment
-        leaves as it comes. Raises ``ConnectionClosed`` after the end, ``TypeError`` for what is no message.
+        Blocks while more than ``write_limit`` bytes wait for the peer, and while another greenlet sends fragments.
+        Each fragment leaves as it comes. Raises ``ConnectionClosed`` after the end, ``TypeError`` for what is no
+        message.
         """
         connection = self.connection
         if connection.state == CONNECTING:
@@ -302,14 +326,15 @@ class DefaultWebSocketSession(WebSocketSession):
     def ping(self, timeout: float | None = None) -> float:
         """Sends a ping and blocks until its pong is here; gives the seconds between.
 
-        Raises ``TimeoutError`` after ``timeout`` seconds, by default the session's, and ``ConnectionClosed`` where the session ends first.
+        Raises ``TimeoutError`` after ``timeout`` seconds, by default the session's, and ``ConnectionClosed`` where
+        the session ends first.
         """
         self.accept_if_needed()
         connection = self.connection
         if self.closed:
             raise ConnectionClosed(connection.ending())
         payload = urandom(8)
-        result = AsyncResult()
+        result: AsyncResult[float | None] = AsyncResult()
         if self._pings is None:
             self._pings = {}
         self._pings[payload] = (monotonic(), result)
@@ -369,10 +394,11 @@ class DefaultWebSocketSession(WebSocketSession):
         self.send(self._converter().serialize(value))
 
     def receive_deserialized(self, type: Any = None, timeout: float | None = None) -> Any:
-        """The next message as the content converter turns it into an object, of ``type`` where the converter can use that.
+        """The next message as the content converter turns it into an object, of ``type`` where the converter can use
+        that.
 
-        Blocks and raises as `receive`; ``ProtocolError`` (1007) for a message that the converter can't read, which closes the session
-        if it leaves the handler.
+        Blocks and raises as `receive`; ``ProtocolError`` (1007) for a message that the converter can't read, which
+        closes the session if it leaves the handler.
         """
         return self._converter().deserialize(self.receive(timeout), type)
 

@@ -26,7 +26,8 @@ class Transport:
         self.keeps_input = False
 
     def receive(self, target: bytearray) -> int:
-        """Fills ``target`` from its start; gives the number of bytes, 0 at the end of input, -1 where there is none yet.
+        """Fills ``target`` from its start; gives the number of bytes, 0 at the end of input, -1 where there is none
+        yet.
 
         Raises ``OSError`` for a connection that is lost.
         """

@@ -72,7 +72,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._alive = True
         #: The open sessions; the application half keeps them.
         self.sessions: set[Any] = set()
-        #: The greenlets of connections that were taken.
+        #: The greenlets that serve an offer of a WebSocket, or the WebSocket.
         self.handlers: set[Any] = set()
         #: Whether new WebSockets are turned away.
         self.draining = False
@@ -151,10 +151,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         for listener in listeners:
             listener.close()
         pools = [listener.pool for listener in listeners]
-        end_input(self._awaiting)
         while open_pools := [pool for pool in pools if pool]:
             self.notify()
-            # An offer that was accepted before the draining began may have become a session since.
+            # Again each time: a TLS handshake may have ended since, and an offer have become a session.
+            end_input(self._awaiting)
             close_sessions(self.sessions, code)
             now = monotonic()
             if now >= kill_all_at:
@@ -260,6 +260,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Logs what ended a connection, and answers it where it is the client's fault."""
         if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+            if not self.aborted:
+                self.log.error("Worker (pid:%s) is ended by the application", self.pid, exc_info=exc)
             raise exc
         if isinstance(exc, _HandshakeTimeout):
             self.peer_log.log("408 the head of the request took too long", addr)

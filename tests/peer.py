@@ -30,7 +30,10 @@ def serving(app: Any, **options: Any) -> Iterator[WSGIServer]:
 
 
 def request(path: str = "/", port: int = 80, drop: tuple[str, ...] = (), **fields: str) -> bytes:
-    """A handshake as RFC 6455 1.3 has it; ``fields`` (with _ for -) replace or add header fields, ``drop`` leaves some out."""
+    """A handshake as RFC 6455 1.3 has it;
+
+    ``fields`` (with _ for -) replace or add header fields, ``drop`` leaves some out.
+    """
     headers = {
         "Host": f"127.0.0.1:{port}",
         "Upgrade": "websocket",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import pytest
@@ -61,7 +62,9 @@ def outcome(data: bytes, **options: Any) -> Outcome:
         assert read([data + b"\xff" * 40], **options) == expected, "with bytes behind it"
     else:
         after = read([data + frame(TEXT, b"after")], **options)
-        assert after == expected._replace(queue=[*expected.queue, Frame(Opcode.TEXT, b"after") if options.get("raw") else "after"])
+        assert after == expected._replace(
+            queue=[*expected.queue, Frame(Opcode.TEXT, b"after") if options.get("raw") else "after"]
+        )
     return expected
 
 
@@ -122,14 +125,20 @@ class TestSection52BaseFraming:
 
     @pytest.mark.parametrize(
         ("length", "size"),
-        [(b"\x7e\x00\x05", 5), (b"\x7e\x00\x7d", 125), (b"\x7f" + (5).to_bytes(8, "big"), 5), (b"\x7f" + (65535).to_bytes(8, "big"), 65535)],
+        [
+            (b"\x7e\x00\x05", 5),
+            (b"\x7e\x00\x7d", 125),
+            (b"\x7f" + (5).to_bytes(8, "big"), 5),
+            (b"\x7f" + (65535).to_bytes(8, "big"), 65535),
+        ],
     )
     def test_lengths_not_minimal_are_1002(self, length: bytes, size: int) -> None:
         """A2 row 18."""
         assert error(frame(BINARY, b"x" * size, length=length)) == 1002
 
     @pytest.mark.parametrize(
-        ("length", "code"), [(2**63, 1002), (2**64 - 1, 1002), (2**63 + 5, 1002), (2**63 - 1, 1009), (2**62, 1009), (2**32, 1009)]
+        ("length", "code"),
+        [(2**63, 1002), (2**64 - 1, 1002), (2**63 + 5, 1002), (2**63 - 1, 1009), (2**62, 1009), (2**32, 1009)],
     )
     def test_lengths_of_64_bits(self, length: int, code: int) -> None:
         """A2 row 17: told from the header."""
@@ -164,7 +173,7 @@ class TestSection53Unmasking:
         key = 0x37FA213D
         mask = key.to_bytes(4, "big")
         for offset in range(64):
-            for length in (*range(0, 70), 127, 128, 129, 4095, 4096):
+            for length in (*range(70), 127, 128, 129, 4095, 4096):
                 buffer = Buffer()
                 buffer.append_unmasked(bytearray(data), offset, offset + length, key, offset)
                 expected = bytes(data[offset + i] ^ mask[(offset + i) % 4] for i in range(length))
@@ -220,7 +229,7 @@ class TestSection54Fragmentation:
     @settings(max_examples=150, deadline=None)
     def test_any_fragmentation_gives_the_message(self, payload: bytes, cuts: list[int], seed: int) -> None:
         bounds = sorted({0, len(payload), *(min(cut, len(payload)) for cut in cuts)})
-        parts = [payload[a:b] for a, b in zip(bounds, bounds[1:], strict=False)] or [b""]
+        parts = [payload[a:b] for a, b in itertools.pairwise(bounds)] or [b""]
         wire = b""
         for i, part in enumerate(parts):
             wire += frame(CONTINUATION if i else BINARY, part, fin=i == len(parts) - 1)
@@ -272,7 +281,9 @@ class TestSection74CloseCodes:
         """A2 row 23."""
         assert error(close_frame(code)) == 1002
 
-    @pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999])
+    @pytest.mark.parametrize(
+        "code", [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 3999, 4000, 4999]
+    )
     def test_codes_that_may_be_sent(self, code: int) -> None:
         assert outcome(close_frame(code)).closed == CloseReason(code)
 
@@ -350,7 +361,13 @@ class TestRawMode:
     """Every frame reaches a raw session; the rules hold all the same."""
 
     def test_every_frame(self) -> None:
-        data = frame(TEXT, b"a", fin=False) + frame(PING, b"p") + frame(CONTINUATION, b"b") + frame(PONG) + close_frame(1000, b"x")
+        data = (
+            frame(TEXT, b"a", fin=False)
+            + frame(PING, b"p")
+            + frame(CONTINUATION, b"b")
+            + frame(PONG)
+            + close_frame(1000, b"x")
+        )
         result = outcome(data, raw=True)
         assert result.queue == [
             Frame(Opcode.TEXT, b"a", False),

@@ -20,7 +20,10 @@ def frame(
     key: bytes | None = KEY,
     length: bytes | None = None,
 ) -> bytes:
-    """A frame as a client sends it; ``key`` None leaves it unmasked, ``length`` puts other bytes in the place of the length."""
+    """A frame as a client sends it;
+
+    ``key`` None leaves it unmasked, ``length`` puts other bytes in the place of the length.
+    """
     first = (0x80 if fin else 0) | rsv << 4 | opcode
     mask_bit = 0 if key is None else 0x80
     if length is not None:

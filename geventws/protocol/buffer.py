@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from codecs import getincrementaldecoder
 from os import urandom
-from typing import Union
 
 __all__ = ["Buffer", "Utf8Validator", "copy_bytes", "decode_text", "unmask", "unmasked_bytes"]
 
-BytesLike = Union[bytes, bytearray, memoryview]
+BytesLike = bytes | bytearray | memoryview
 
 
 class Buffer:

@@ -1,8 +1,9 @@
 """Framing (RFC 6455 5): a Reader of what the peer sends, and the rules for what a raw session sends.
 
-The Reader takes bytes as they come and queues what the session gets: whole messages (str or bytes), or, in raw mode, every
-frame. It answers pings into a buffer of replies, for that is no business of the session's. A violation leaves `feed` as a
-ProtocolError with its close code; what came before it stays queued. codec.pxd gives the types to the compiled build.
+The Reader takes bytes as they come and queues what the session gets: whole messages (str or bytes), or, in raw mode,
+every frame. It answers pings into a buffer of replies, for that is no business of the session's. A violation leaves
+`feed` as a ProtocolError with its close code; what came before it stays queued. codec.pxd gives the types to the
+compiled build.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ OPCODES = {int(opcode): opcode for opcode in Opcode}
 class Reader:
     """Parses what a peer sends.
 
-    ``replies`` gets the pongs. ``client`` tells the role: a server's input is masked, a client's is not. ``raw`` queues frames instead of
-    messages. ``limit`` and ``max_fragments`` (0 for none) bound a message in the default mode; ``limit`` a frame in raw mode.
-    ``read_limit`` (0 for none) is the size of the queue at which `feed` stops.
+    ``replies`` gets the pongs. ``client`` tells the role: a server's input is masked, a client's is not. ``raw``
+    queues frames instead of messages. ``limit`` and ``max_fragments`` (0 for none) bound a message in the default
+    mode; ``limit`` a frame in raw mode. ``read_limit`` (0 for none) is the size of the queue at which `feed` stops.
     """
 
     def __init__(
@@ -116,8 +117,8 @@ class Reader:
     def feed(self, data: bytearray, position: int, end: int) -> int:
         """Parses ``data[position:end]``, which is changed; gives where it stopped.
 
-        That is ``end``, or earlier after a Close frame (nothing after it counts) or when the queue has reached its limit: feed the rest
-        when there is room. Raises ``ProtocolError``.
+        That is ``end``, or earlier after a Close frame (nothing after it counts) or when the queue has reached its
+        limit: feed the rest when there is room. Raises ``ProtocolError``.
         """
         while position < end:
             if self.close_reason is not None:

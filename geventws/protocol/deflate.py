@@ -31,7 +31,7 @@ _EMPTY = b"\x00"
 
 # Bytes that go into the decompressor at a time, and that come out. Both bound what zlib is given and gives at once; the
 # second is the first block that CPython allocates for its output, so that it copies none.
-_INPUT_SIZE = 16 * 1024
+_INPUT_SIZE = 8 * 1024
 _OUTPUT_SIZE = 32 * 1024
 
 # DEFLATE streams that may end within one frame (RFC 7692 7.2.3.4). Peers end one a message, if any; each takes a new

@@ -40,7 +40,7 @@ class Extension(Protocol):
     def accept(self, parameters: Mapping[str, str | None]) -> tuple[Mapping[str, str | None], ExtensionSession] | None:
         """Answers one offer of a client: the parameters to agree on and a session's instance, or None to decline it.
 
-        ``parameters`` are the offer's, names in lower case and unquoted, None for one without a value. An offer that makes no
-        sense is declined; nothing here is an error.
+        ``parameters`` are the offer's, names in lower case and unquoted, None for one without a value. An offer that
+        makes no sense is declined; nothing here is an error.
         """
         ...

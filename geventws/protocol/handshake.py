@@ -142,7 +142,7 @@ def parse_protocols(value: str) -> tuple[str, ...]:
     """
     _check_bounds("Sec-WebSocket-Protocol", value, value.count(","))
     # RFC 2616 2.1, whose lists RFC 6455 uses: empty elements don't count, but one must be there.
-    protocols = tuple(protocol for protocol in _elements(value) if protocol)
+    protocols = [protocol for protocol in _elements(value) if protocol]
     for protocol in protocols:
         if not _is_token(protocol):
             raise HandshakeError(
@@ -152,7 +152,7 @@ def parse_protocols(value: str) -> tuple[str, ...]:
         raise HandshakeError(400, "The header Sec-WebSocket-Protocol is empty: leave it out, or name a subprotocol.")
     if len(set(protocols)) != len(protocols):
         raise HandshakeError(400, f"The header Sec-WebSocket-Protocol names a subprotocol twice: {_cut(value)}.")
-    return protocols
+    return tuple(protocols)
 
 
 def parse_extensions(value: str) -> tuple[tuple[str, dict[str, str | None]], ...]:
