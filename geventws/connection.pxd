@@ -28,7 +28,7 @@ cdef class Connection:
     @cython.locals(reader=Reader)
     cpdef receive(self)
     cpdef receive_within(self, timeout)
-    @cython.locals(transport=Transport, count=Py_ssize_t)
+    @cython.locals(transport=Transport, count=Py_ssize_t, _=int)
     cdef _read(self)
     @cython.locals(reader=Reader, full=cython.bint)
     cdef _feed(self, bytearray data, Py_ssize_t position, Py_ssize_t end)

@@ -40,6 +40,8 @@ log = logging.getLogger("geventws")
 
 #: Bytes that one system call may receive; the buffer is shared by all connections of a hub.
 INPUT_SIZE = 256 * 1024
+#: System calls after which a connection with ever more input (under TLS) lets the others have their turn.
+READS_AT_A_TIME = 16
 #: Replies to a batch of messages gather up to this size, and for this long.
 GATHERED_SIZE = 64 * 1024
 GATHERED_SECONDS = 0.001
@@ -148,11 +150,13 @@ class Connection:
         if self.state == CLOSED:
             return
         self.read_watcher = self.hub.loop.io(transport.descriptor, 1)
-        self.read_watcher.start(self._readable)
         if read_ahead:
-            self._feed(read_ahead, 0, len(read_ahead))
-        if transport.keeps_input:
-            self.hub.loop.run_callback(self._readable)
+            # Read in the hub like all else, so that the handler gets its turn before a Close frame among it is answered.
+            self.held = bytes(read_ahead)
+            self.paused = True
+            self.hub.loop.run_callback(self._begin)
+        else:
+            self._resume()
 
     def set_max_frame_size(self, size: int | None) -> None:
         """Sets the limit for what begins from now on."""
@@ -203,7 +207,21 @@ class Connection:
         """The read watcher's callback, in the hub."""
         self.in_hub = True
         try:
-            self._read()
+            if self.state != CLOSED and not self.paused:
+                self._read()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:
+            self._broken()
+        finally:
+            self.in_hub = False
+
+    def _begin(self) -> None:
+        """Reads in the hub what came with the handshake."""
+        self.in_hub = True
+        try:
+            if self.paused and self.state != CLOSED:
+                self._resume()
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:
@@ -213,7 +231,7 @@ class Connection:
 
     def _read(self) -> None:
         transport = self.transport
-        while self.state != CLOSED:
+        for _ in range(READS_AT_A_TIME):
             try:
                 count = transport.receive(self.shared)
             except OSError:
@@ -227,8 +245,9 @@ class Connection:
                 return
             if not self.discarding:
                 self._feed(self.shared, 0, count)
-            if self.paused or not transport.keeps_input:
+            if self.state == CLOSED or self.paused or not transport.keeps_input:
                 return
+        self.hub.loop.run_callback(self._readable)
 
     def _feed(self, data: bytearray, position: int, end: int) -> None:
         """Parses ``data[position:end]`` and hands on what it brings."""

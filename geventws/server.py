@@ -13,7 +13,7 @@ from contextlib import suppress
 from errno import ECONNRESET
 from functools import partial
 from math import isfinite
-from socket import SHUT_RD, SHUT_WR
+from socket import IPPROTO_TCP, SHUT_RD, SHUT_WR, TCP_NODELAY
 from time import monotonic
 from typing import Any, Literal
 
@@ -362,6 +362,11 @@ class WSGIHandler(pywsgi.WSGIHandler):
             headers = [*headers, ("Connection", "close")]
         return super().start_response(status, headers, exc_info)
 
+    def process_result(self) -> None:
+        """Writes what the application returned. A generator may take the connection within."""
+        if not self._is_taken():
+            super().process_result()
+
     def _send_error_response_if_possible(self, error_code: int) -> None:
         if not self._is_taken():
             super()._send_error_response_if_possible(error_code)  # type: ignore[misc]
@@ -424,6 +429,7 @@ class WSGIServer(pywsgi.WSGIServer):
     _spawn: Any = staticmethod(gevent.spawn_raw)
     wrap_socket: Any
     ssl_args: Any
+    socket: Any
 
     def __init__(
         self,
@@ -453,6 +459,13 @@ class WSGIServer(pywsgi.WSGIServer):
         if context is not None and not isinstance(context, SSLContext):
             # In a process that is not patched the standard library's context makes sockets that block the hub.
             self.wrap_socket = partial(_wrap_socket, context)
+
+    def init_socket(self) -> None:
+        """Makes the listener where an address was given."""
+        super().init_socket()
+        # Connections inherit it. With Nagle's algorithm a small message may wait 40 ms for an acknowledgement.
+        with suppress(OSError):
+            self.socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
 
     def start(self) -> None:
         """Starts to accept; returns at once."""

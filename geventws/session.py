@@ -153,10 +153,14 @@ class WebSocketSession:
 
         the session ends when the peer has answered, at most ``timeout`` seconds later.
         """
-        self.connection.start_close(CloseReason(code, reason))
+        close_reason = CloseReason(code, reason)
+        close_reason.to_payload()
+        self.accept_if_needed()
+        self.connection.start_close(close_reason)
 
     def terminate(self) -> None:
         """Ends the connection at once, without a closing handshake."""
+        self.accept_if_needed()
         self.connection.terminate()
 
     def wait_closed(self, timeout: float | None = None) -> bool:
@@ -164,6 +168,7 @@ class WebSocketSession:
 
         tells whether it is. Any greenlet may wait.
         """
+        self.accept_if_needed()
         return self.connection.wait_closed(timeout)
 
     def __iter__(self) -> Iterator[Any]:
@@ -197,7 +202,7 @@ class WebSocketSession:
     @property
     def protocol(self) -> str | None:
         """The subprotocol agreed on, or None."""
-        return self.call.protocol
+        return self.call.protocol  # type: ignore[no-any-return]
 
     @property
     def extensions(self) -> tuple[ExtensionSession, ...]:

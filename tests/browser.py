@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by the DevTools protocol: opens pages, types, waits for what a page shows, takes pictures."""
+"""A headless Chromium, driven by the DevTools protocol: opens pages, types, waits for what they show, takes pictures."""
 
 from __future__ import annotations
 
@@ -70,11 +70,13 @@ class Browser:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.close()
 
     def call(self, method: str, parameters: dict[str, Any] | None = None, target: str | None = None) -> dict[str, Any]:
-        """Calls a method of the DevTools protocol, in the session ``target``; gives its result. Raises ``RuntimeError``."""
+        """Calls a method of the protocol, in the session ``target``; gives its result. Raises ``RuntimeError``."""
         self._last_id += 1
         call: dict[str, Any] = {"id": self._last_id, "method": method, "params": parameters or {}}
         if target is not None:
@@ -112,10 +114,12 @@ class Tab:
         """Goes to another page, and waits until it is loaded."""
         error = self.call("Page.navigate", url=url).get("errorText")
         assert not error, f"{url}: {error}"
-        self.evaluate("document.readyState === 'complete' || new Promise((loaded) => addEventListener('load', () => loaded()))")
+        self.evaluate(
+            "document.readyState === 'complete' || new Promise((loaded) => addEventListener('load', () => loaded()))"
+        )
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, as JSON has it; a promise is awaited. Raises ``RuntimeError`` for an exception."""
+        """The value of a JavaScript expression, of a promise what comes of it; ``RuntimeError`` for an exception."""
         answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
             details = answer["exceptionDetails"]

@@ -7,13 +7,14 @@ import queue
 import re
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["PATIENCE", "Program"]
+__all__ = ["PATIENCE", "ROOT", "Program", "development_server", "gunicorn_server"]
 
 #: Seconds that a program may take to say or do what is waited for. No test waits for them to pass.
 PATIENCE = 30.0
@@ -25,7 +26,7 @@ _UNWANTED = ("GUNICORN_CMD_ARGS", "PORT", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IP
 
 
 class Program:
-    """A running program, for a ``with`` block: it ends with the block. It runs in ``directory``, by default the checkout's root."""
+    """A program that runs in ``directory``, by default the checkout's root, as long as a ``with`` block."""
 
     def __init__(self, *command: str, directory: Path = ROOT) -> None:
         self._command = command
@@ -52,7 +53,9 @@ class Program:
         self._reader.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.stop()
         finally:
@@ -71,7 +74,7 @@ class Program:
         self._printed.put(None)
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Waits for a line in which ``pattern`` is found; fails, telling what was printed, where the program ends before."""
+        """Waits for a line in which ``pattern`` is found; fails with what was printed where the program ends before."""
         while True:
             try:
                 line = self._printed.get(timeout=PATIENCE)
@@ -101,3 +104,21 @@ class Program:
 
     def _told(self, what: str) -> str:
         return "\n".join([f"{' '.join(self._command)} {what}:", *self.lines])
+
+
+@contextmanager
+def development_server(app: str, directory: Path = ROOT) -> Iterator[tuple[str, Program]]:
+    """``python -m geventws app`` on a free port: gives its "host:port", and the program."""
+    with Program(sys.executable, "-m", "geventws", "--bind", "127.0.0.1:0", app, directory=directory) as program:
+        yield program.wait_for(r"serving on http://([^ ,]+)")[1], program
+
+
+@contextmanager
+def gunicorn_server(app: str, *arguments: str, directory: Path = ROOT) -> Iterator[tuple[str, Program]]:
+    """``gunicorn`` on a free port: gives its "host:port", and the program."""
+    command = [sys.executable, "-m", "gunicorn", *arguments, "--no-control-socket", "--bind", "127.0.0.1:0", app]
+    with Program(*command, directory=directory) as program:
+        address = program.wait_for(r"Listening at: http://(\S+)")[1]
+        # A worker that is told to stop while it starts may not hear it.
+        program.wait_for("Booting worker")
+        yield address, program

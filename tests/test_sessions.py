@@ -862,3 +862,53 @@ def test_opcode_of_close_is_not_confused_with_data() -> None:
         peer.ended()
 
     assert run(echo, script) == CloseReason(1000)
+
+
+class TestFirstUse:
+    """The 101 goes out at the first use, whichever that is."""
+
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda session: session.wait_closed(),
+            lambda session: session.start_close(1000),
+            lambda session: session.close(1000),
+            lambda session: session.send(b"x"),
+            lambda session: session.receive(),
+            lambda session: next(session),
+            lambda session: session.flush(),
+            lambda session: session.ping(),
+        ],
+    )
+    def test_every_use_accepts(self, use: Any) -> None:
+        def handler(session: Any) -> None:
+            try:
+                use(session)
+            except (ConnectionClosed, StopIteration):
+                pass
+
+        run(handler, lambda peer: (peer.send(close_frame(1000)), peer.rest()))
+
+    def test_terminate_ends_the_connection_at_once(self) -> None:
+        run(lambda session: session.terminate(), lambda peer: peer.ended())
+
+    @pytest.mark.parametrize("cut", [1, 5, 6, 7, 20])
+    def test_bytes_that_come_with_the_handshake(self, cut: int) -> None:
+        """C2 row 17."""
+        app = WebSockets()
+        app.route("/")(echo)
+        wire = frame(TEXT, b"a") + frame(PING, b"p") + frame(TEXT, b"b") + close_frame(3001)
+        with serving(app) as server, Peer(server, behind=wire[:cut]) as peer:
+            peer.accepted()
+            peer.send(wire[cut:])
+            got = sorted(peer.frame() for _ in range(3))
+            assert got == [(0x81, b"a"), (0x81, b"b"), (0x8A, b"p")]
+            peer.closed_with(3001)
+
+    def test_all_of_a_session_in_one_segment_with_the_handshake(self) -> None:
+        app = WebSockets()
+        app.route("/")(echo)
+        with serving(app) as server, Peer(server, behind=frame(TEXT, b"a") + close_frame(3001)) as peer:
+            peer.accepted()
+            assert peer.frame() == (0x81, b"a")
+            peer.closed_with(3001)

@@ -1,0 +1,415 @@
+"""The examples and the code of the README, run as a user would run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.extensions import ClientExtensionFactory, Extension
+from websockets.frames import Frame
+from websockets.sync.client import ClientConnection, connect
+
+import geventws
+from geventws.frames import CloseCode
+from tests.browser import Browser, find_chromium
+from tests.programs import PATIENCE, ROOT, Program, development_server, gunicorn_server
+
+CHROMIUM = find_chromium()
+
+
+def closing(connection: ClientConnection) -> tuple[int | None, str | None]:
+    """Waits for the server to close; gives the code and the reason."""
+    with pytest.raises(ConnectionClosed):
+        connection.recv(PATIENCE)
+    return connection.close_code, connection.close_reason
+
+
+def status_of(url: str, **options: Any) -> tuple[int, str]:
+    """The status and the body with which a handshake is refused."""
+    with pytest.raises(InvalidStatus) as refused, connect(url, proxy=None, **options):
+        pass
+    response = refused.value.response
+    return response.status_code, bytes(response.body or b"").decode()
+
+
+def get(url: str) -> Any:
+    """The response to a plain request."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=PATIENCE)
+
+
+# -- The examples ------------------------------------------------------------------------------------------------------
+
+
+def test_echo_as_a_script() -> None:
+    with Program(sys.executable, "examples/echo.py", "127.0.0.1:0") as program:
+        url = program.wait_for(r"listening on (ws://\S+/)")[1]
+        with connect(url, proxy=None) as connection:
+            for message in ("hello", b"\x00\xff", "", "Grüße, 世界"):
+                connection.send(message)
+                assert connection.recv(PATIENCE) == message
+            assert program.stop(signal.SIGINT) == 0
+            assert closing(connection) == (1001, "")
+    assert not [line for line in program.rest() if "Traceback" in line]
+
+
+def test_echo_by_the_development_server() -> None:
+    with development_server("examples.echo:app") as (address, program):
+        with connect(f"ws://{address}/", proxy=None) as connection:
+            connection.send("hello")
+            assert connection.recv(PATIENCE) == "hello"
+        assert program.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def chat() -> Iterator[tuple[str, Program]]:
+    with gunicorn_server("examples.chat:app", "-c", "gunicorn.conf.py") as server:
+        yield server
+
+
+class Talker:
+    """Someone in the chat."""
+
+    def __init__(self, address: str, name: str, **options: Any) -> None:
+        self._connecting = connect(f"ws://{address}/room/talk?name={name}", proxy=None, max_size=None, **options)
+
+    def __enter__(self) -> Talker:
+        self.connection = self._connecting.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._connecting.__exit__(*exception)
+
+    def hear(self) -> dict[str, Any]:
+        """The next event."""
+        return json.loads(self.connection.recv(PATIENCE))  # type: ignore[no-any-return]
+
+
+def test_chat_tells_all(chat: tuple[str, Program]) -> None:
+    address, _ = chat
+    with Talker(address, "Ada") as ada:
+        assert ada.hear() == {"event": "joined", "name": "Ada", "people": ["Ada"]}
+        with Talker(address, "Grace") as grace:
+            for each in (ada, grace):
+                assert each.hear() == {"event": "joined", "name": "Grace", "people": ["Ada", "Grace"]}
+            grace.connection.send("  ")
+            grace.connection.send("<b>Grüße</b>")
+            for each in (ada, grace):
+                assert each.hear() == {"event": "said", "name": "Grace", "text": "<b>Grüße</b>"}
+        assert ada.hear() == {"event": "left", "name": "Grace", "people": ["Ada"]}
+        ada.connection.send(b"binary")
+        assert closing(ada.connection) == (CloseCode.UNSUPPORTED_DATA, "this chat is for text")
+
+
+def test_chat_needs_a_name(chat: tuple[str, Program]) -> None:
+    status, body = status_of(f"ws://{chat[0]}/room/talk?name=%20")
+    assert status == 400
+    assert "Tell your name" in body
+
+
+def test_chat_page_escapes_the_name(chat: tuple[str, Program]) -> None:
+    page = get(f"http://{chat[0]}/?name=%3C/script%3E%3Cb%3E%27%22").read().decode()
+    assert "<b>" not in page
+    assert page.count("</script>") == 1
+
+
+def test_chat_waits_for_nobody(chat: tuple[str, Program]) -> None:
+    address, _ = chat
+    host, port = address.split(":")
+    slow_socket = socket.socket()
+    # Before it connects, or it would have no effect on the window.
+    slow_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow_socket.connect((host, int(port)))
+    with Talker(address, "Ada") as ada, Talker(address, "Slow", sock=slow_socket, ping_interval=None):
+        assert ada.hear()["event"] == ada.hear()["event"] == "joined"
+        text = "x" * 4000
+        for _ in range(10_000):
+            ada.connection.send(text)
+            event = ada.hear()
+            if event["event"] == "left":
+                break
+            assert event == {"event": "said", "name": "Ada", "text": text}
+        assert event == {"event": "left", "name": "Slow", "people": ["Ada"]}
+        # Lest it be read to its end before it is closed.
+        slow_socket.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on PATH")
+def test_chat_in_two_tabs(tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    joined = "document.querySelector('#log')?.innerText.includes('{} joined')"
+    with (
+        gunicorn_server("examples.chat:app", "-c", "gunicorn.conf.py") as (address, gunicorn),
+        Browser(CHROMIUM, tmp_path / "profile") as browser,
+    ):
+        ada = browser.open(f"http://{address}/")
+        assert ada.accessible("textbox") == ["Your name"]
+        ada.type("Ada <b>")
+        ada.press_enter()
+        ada.wait_for(joined.format("Ada <b>"))
+        grace = browser.open(f"http://{address}/?name=Grace")
+        for tab in (ada, grace):
+            tab.wait_for(joined.format("Grace"))
+            assert "Here: Ada <b>, Grace" in tab.text()
+            assert (tab.accessible("textbox"), tab.accessible("log")) == (["Message"], ["Conversation"])
+        for tab, text in ((grace, "<img src=x onerror=alert(1)> Grüße"), (ada, "Hello 世界 🎉")):
+            tab.bring_to_front()
+            tab.type(text)
+            tab.press_enter()
+            for reader in (ada, grace):
+                reader.wait_for(
+                    f"[...document.querySelectorAll('#log li')].at(-1).innerText.endsWith({json.dumps(text)})"
+                )
+        assert not ada.evaluate("document.querySelector('#log img, #log :not(b, li)')")
+        ada.screenshot(tmp_path / "chat.png")
+        assert (tmp_path / "chat.png").read_bytes().startswith(b"\x89PNG")
+        # A new worker, whose room is empty: the pages come back by themselves.
+        gunicorn.process.send_signal(signal.SIGHUP)
+        for tab in (ada, grace):
+            tab.wait_for(
+                "document.querySelector('#log').innerText.match(/Grace joined/g).length > 1 || "
+                "document.querySelector('#log').innerText.match(/Ada <b> joined/g)?.length > 1"
+            )
+            tab.wait_for("document.querySelector('#status').innerText.startsWith('Connected')")
+        grace.type("back again")
+        grace.press_enter()
+        ada.wait_for("document.querySelector('#log').innerText.includes('Grace: back again')")
+
+
+@pytest.fixture(scope="module")
+def raw_frames() -> Iterator[str]:
+    with development_server("examples.raw_frames:app") as (address, program):
+        yield f"ws://{address}/"
+        assert program.stop() == 0
+    assert not [line for line in program.rest() if "Traceback" in line or "fault" in line]
+
+
+def test_raw_frames_reports_fragments(raw_frames: str) -> None:
+    with connect(raw_frames, subprotocols=["v1.frames"], proxy=None) as connection:  # type: ignore[list-item]
+        assert connection.subprotocol == "v1.frames"
+        connection.send("hello")
+        assert connection.recv(PATIENCE) == "TEXT with 5 bytes, the last\n"
+        assert connection.ping(b"between").wait(PATIENCE)
+        connection.send([b"ab", b"c"])
+        fragments = list(connection.recv_streaming())
+        assert fragments[:2] == ["BINARY with 2 bytes, more follow\n", "CONTINUATION with 1 bytes, more follow\n"]
+        assert fragments[-1] == "CONTINUATION with 0 bytes, the last\n"
+        connection.send("close")
+        assert closing(connection) == (1000, "as you wished")
+
+
+@pytest.mark.parametrize("code", [1000, 4321])
+def test_raw_frames_answers_a_close(raw_frames: str, code: int) -> None:
+    with connect(raw_frames, subprotocols=["v1.frames"], proxy=None) as connection:  # type: ignore[list-item]
+        connection.close(code, "enough")
+        assert connection.protocol.close_rcvd is not None
+        assert connection.protocol.close_rcvd.code == code
+
+
+def test_raw_frames_wants_its_protocol(raw_frames: str) -> None:
+    status, body = status_of(raw_frames)
+    assert status == 400
+    assert "v1.frames" in body
+
+
+# -- The README --------------------------------------------------------------------------------------------------------
+
+README = (ROOT / "README.md").read_text()
+
+
+def sections() -> dict[str, str]:
+    """The text below each heading."""
+    parts = re.split(r"^#+ (.+)$", README, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def write_module(section: str, directory: Path) -> None:
+    """Writes the Python blocks of a section, which belong together, as app.py."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", sections()[section], flags=re.MULTILINE | re.DOTALL)
+    (directory / "app.py").write_text("\n\n".join(blocks))
+
+
+def test_every_block_of_the_readme_is_run() -> None:
+    """Whoever adds a section with code adds a test for it below."""
+    with_code = {heading for heading, text in sections().items() if "```python" in text}
+    assert with_code == {
+        "geventws",
+        "Handlers and sessions",
+        "Routes and blueprints",
+        "permessage-deflate and other extensions",
+        "Servers",
+    }
+
+
+def test_readme_first_screen(tmp_path: Path) -> None:
+    write_module("geventws", tmp_path)
+    with gunicorn_server("app:app", "-k", "geventws.Worker", directory=tmp_path) as (address, program):
+        with connect(f"ws://{address}/chat/echo/ada", proxy=None) as connection:
+            for message in ("hello", b"hello"):
+                connection.send(message)
+                assert connection.recv(PATIENCE) == message
+        assert program.stop() == 0
+
+
+def test_readme_handlers(tmp_path: Path) -> None:
+    write_module("Handlers and sessions", tmp_path)
+    with development_server("app:app", tmp_path) as (address, program):
+        url = f"ws://{address}"
+        with connect(f"{url}/shout/2", proxy=None) as connection:
+            connection.send("hé")
+            assert connection.recv(PATIENCE) == "HÉHÉ"
+        assert status_of(f"{url}/report")[0] == 401
+        with connect(f"{url}/report?key=sesame", proxy=None) as connection:
+            assert connection.response is not None
+            assert connection.response.headers["X-Report"] == "7"
+            assert connection.recv(PATIENCE) == "all is well"
+            assert closing(connection) == (4000, "that was all")
+        with connect(f"{url}/prompt", proxy=None) as connection:
+            assert connection.recv(PATIENCE) == "Are you still there?"
+            connection.send("Ada")
+            while (answer := connection.recv(PATIENCE)) == "Are you still there?":
+                pass
+            assert re.fullmatch(r"Hello Ada, \d\.\d{3} seconds away\.", str(answer))
+        with connect(f"{url}/squares", proxy=None) as connection:
+            fragments = [str(fragment) for fragment in connection.recv_streaming()]
+            assert len(fragments) > 1
+            assert "".join(fragments).split() == [str(number * number) for number in range(1000)]
+        with connect(f"{url}/sum", proxy=None) as connection:
+            connection.send("[1, 2.5]")
+            assert connection.recv(PATIENCE) == '{"sum":3.5}'
+            connection.send("[1, 2")
+            assert closing(connection)[0] == CloseCode.INVALID_PAYLOAD
+        with connect(f"{url}/frames", proxy=None) as connection:
+            assert connection.ping().wait(PATIENCE)
+            connection.send(["a", "b"])
+            assert list(connection.recv_streaming())[:2] == ["a", "b"]
+            connection.close(4001)
+            assert connection.protocol.close_rcvd is not None
+            assert connection.protocol.close_rcvd.code == 4001
+        assert program.stop() == 0
+    assert not [line for line in program.rest() if "Traceback" in line]
+
+
+def test_readme_routes_in_flask(tmp_path: Path) -> None:
+    write_module("Routes and blueprints", tmp_path)
+    with development_server("app:app", tmp_path) as (address, _):
+        url = f"ws://{address}/rooms/lobby"
+        response = get(f"http://{address}/login/ada")
+        assert response.read().decode() == url
+        assert status_of(url) == (401, "log in first")
+        cookie = {"Cookie": response.headers["Set-Cookie"].partition(";")[0]}
+        with connect(url, additional_headers=cookie, proxy=None) as connection:
+            assert connection.recv(PATIENCE) == "ada, welcome to lobby"
+        with connect(f"ws://{address}/live", proxy=None) as connection:
+            assert connection.recv(PATIENCE) == "live"
+
+
+def test_readme_routes_without_a_framework(tmp_path: Path) -> None:
+    write_module("Routes and blueprints", tmp_path)
+    with development_server("app:application", tmp_path) as (address, _):
+        assert get(f"http://{address}/").read() == b"a page"
+        with connect(f"ws://{address}/numbers/double/21", proxy=None) as connection:
+            assert connection.recv(PATIENCE) == "42"
+        answers = {"v2.feed": "in v2.feed", "v1.feed": "in the old one"}
+        for protocol, answer in answers.items():
+            with connect(f"ws://{address}/feed", subprotocols=[protocol], proxy=None) as connection:  # type: ignore[list-item]
+                assert connection.recv(PATIENCE) == answer
+        status, body = status_of(f"ws://{address}/feed")
+        assert status == 400
+        assert "v3.feed, v2.feed, v1.feed" in body
+
+
+class XorFactory(ClientExtensionFactory):
+    """The client's half of the README's extension."""
+
+    name = "x-xor"  # type: ignore[assignment]
+
+    def get_request_params(self) -> list[tuple[str, str | None]]:
+        return [("key", "42")]
+
+    def process_response_params(self, params: Any, accepted_extensions: Any) -> Extension:
+        assert list(params) == [("key", "42")]
+        return XorExtension()
+
+
+class XorExtension(Extension):
+    name = "x-xor"  # type: ignore[assignment]
+
+    def encode(self, frame: Frame) -> Frame:
+        if frame.opcode >= 8:
+            return frame
+        return Frame(frame.opcode, bytes(byte ^ 42 for byte in frame.data), frame.fin)
+
+    def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
+        return self.encode(frame)
+
+
+def test_readme_extensions(tmp_path: Path) -> None:
+    write_module("permessage-deflate and other extensions", tmp_path)
+    with development_server("app:app", tmp_path) as (address, _):
+        with connect(f"ws://{address}/", proxy=None) as connection:
+            assert [extension.name for extension in connection.protocol.extensions] == ["permessage-deflate"]
+            connection.send("a" * 10_000)
+            assert connection.recv(PATIENCE) == "a" * 10_000
+        with connect(f"ws://{address}/", compression=None, proxy=None) as connection:
+            assert not connection.protocol.extensions
+    with (
+        development_server("app:xor_app", tmp_path) as (address, _),
+        connect(f"ws://{address}/", compression=None, extensions=[XorFactory()], proxy=None) as connection,
+    ):
+        connection.send("hé")
+        assert connection.recv(PATIENCE) == "HÉ"
+
+
+def test_readme_server(tmp_path: Path) -> None:
+    write_module("Servers", tmp_path)
+    with Program(sys.executable, "app.py", directory=tmp_path) as program:
+        url = program.wait_for(r"^(ws://\S+)$")[1]
+        with connect(url, proxy=None) as connection:
+            assert connection.recv(PATIENCE) == "hello"
+            assert closing(connection) == (1000, "")
+
+
+def test_readme_settings() -> None:
+    """The table has every setting, with its default."""
+    rows = re.findall(r"^\| `(\w+)` \|[^|]*\| `([^`]+)` \|", sections()["Settings"], flags=re.MULTILINE)
+    settings = geventws.Settings()
+    assert sorted(rows) == sorted((name, repr(getattr(settings, name)).replace("'", '"')) for name in settings.names())
+
+
+def test_readme_version(tmp_path: Path) -> None:
+    with Program(sys.executable, "-m", "geventws", "--version", directory=tmp_path) as program:
+        line = program.wait_for("geventws")[0]
+        python = ".".join(map(str, sys.version_info[:3]))
+        assert program.lines == [f"geventws {geventws.__version__}, {geventws.build()} build, Python {python}"]
+    assert line
+    assert f"geventws {geventws.__version__}, compiled build, Python 3.11.7" in README
+
+
+def test_readme_commands_are_those_of_make() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    bind = re.search(r"^BIND \?= (\S+)$", makefile, flags=re.MULTILINE)
+    assert bind is not None
+    run = makefile.replace("$(BIN)/", "").replace("$(BIND)", bind[1]).replace(" $(ARGS)", "")
+    table = sections()["geventws"]
+    commands = [
+        command for row in re.findall(r"^\|.*`make .*$", table, flags=re.MULTILINE) for command in row.split("`")
+    ]
+    by_hand = [command for command in commands if command.startswith(("gunicorn", "python"))]
+    assert len(by_hand) == 2
+    for command in by_hand:
+        assert f"\t{command}\n" in run
+
+
+def test_readme_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert os.path.exists(ROOT / target), target
