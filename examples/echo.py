@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from contextlib import suppress
+
+import gevent
 
 from geventws import DefaultWebSocketServerSession, WebSockets, WSGIServer
 
@@ -31,5 +33,5 @@ if __name__ == "__main__":
     server = WSGIServer(bind, app)
     server.start()
     print(f"listening on ws://{server.server_host}:{server.server_port}/, stop with Ctrl-C", flush=True)
-    with suppress(KeyboardInterrupt):
-        server.serve_forever()
+    gevent.signal_handler(signal.SIGINT, server.stop)  # It closes what is open before the server ends.
+    server.serve_forever()

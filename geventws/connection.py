@@ -363,9 +363,9 @@ class Connection:
             self._wait_drained()
 
     def send_message(self, opcode: int, payload: str | bytes | bytearray | memoryview) -> None:
-        """Sends one whole message;
+        """Sends one whole message.
 
-        blocks and raises as `send`, and while another greenlet sends a fragmented message.
+        Blocks and raises as `send`, and blocks while another greenlet sends a fragmented message.
         """
         if self.fragmenting is not None:
             self._wait_turn()

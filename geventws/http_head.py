@@ -91,13 +91,13 @@ class RequestHead(NamedTuple):
 class HeadBuffer:
     """Collects what a connection brings until a head is whole; however small the pieces, it looks at each byte once."""
 
-    __slots__ = ("_line", "_scanned", "data")
+    __slots__ = ("_line", "_passed", "_scanned", "data")
 
     def __init__(self) -> None:
         #: What came and was not taken yet; behind a head taken, the start of a body or the next request.
         self.data = bytearray()
-        self._scanned = 0
-        self._line = 0
+        self._scanned = self._line = 0
+        self._passed = False
 
     def feed(self, piece: bytes) -> None:
         """Adds what was received."""
@@ -110,8 +110,9 @@ class HeadBuffer:
         """
         data = self.data
         # One empty line before a request is passed over: some clients end a body with it (RFC 9112 2.2).
-        if self._scanned == 0 and data.startswith(b"\r\n"):
+        if not self._scanned and not self._passed and data.startswith(b"\r\n"):
             del data[:2]
+            self._passed = True
         end = data.find(b"\r\n\r\n", max(0, self._scanned - 3))
         if end < 0:
             self._check_growing(data)
@@ -121,6 +122,7 @@ class HeadBuffer:
         head = bytes(data[:end])
         del data[: end + 4]
         self._scanned = self._line = 0
+        self._passed = False
         return head
 
     def _check_growing(self, data: bytearray) -> None:

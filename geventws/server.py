@@ -449,6 +449,7 @@ class WSGIServer(pywsgi.WSGIServer):
         self._connections = 0
         self._all_gone = Event()
         self._stop_by: float | None = None
+        self._stopped = False
         self._thread = _thread_id()
         if "certfile" in keywords and "ssl_context" not in keywords:
             keywords["ssl_context"] = _make_context(keywords)
@@ -470,6 +471,7 @@ class WSGIServer(pywsgi.WSGIServer):
     def start(self) -> None:
         """Starts to accept; returns at once."""
         self._stop_by = None
+        self._stopped = False
         super().start()
 
     def do_handle(self, sock: Any, address: Any) -> None:
@@ -530,7 +532,9 @@ class WSGIServer(pywsgi.WSGIServer):
         done = _allocate_lock()
         done.acquire()
         self.loop.run_callback_threadsafe(gevent.Greenlet.spawn, self._stop, timeout, done.release)
-        done.acquire()
+        # The loop may end before it comes to that, with a stop() of its own.
+        while not done.acquire(True, 0.1) and not self._stopped:
+            pass
 
     def _stop(self, timeout: float | None, done: Callable[[], object] | None = None) -> None:
         try:
@@ -551,6 +555,7 @@ class WSGIServer(pywsgi.WSGIServer):
             # Their handlers get a moment to notice.
             if self._connections:
                 self._all_gone.wait(LAST_MOMENT)
+            self._stopped = True
         finally:
             if done is not None:
                 done()

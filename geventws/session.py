@@ -134,11 +134,10 @@ class WebSocketSession:
         self.connection.wait_flushed()
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Closes with a Close frame, and blocks until the peer has answered it, at most ``timeout`` seconds (RFC 6455
-        7).
+        """Closes with a Close frame, and blocks until the peer has answered it, at most ``timeout`` seconds.
 
-        Does nothing on a session that is closed. Raises ``ValueError`` or ``TypeError`` for a code or a reason that
-        may not be sent.
+        RFC 6455 7.1.2. Does nothing on a session that is closed. Raises ``ValueError`` or ``TypeError`` for a code or
+        a reason that may not be sent.
         """
         close_reason = CloseReason(code, reason)
         close_reason.to_payload()
@@ -149,9 +148,9 @@ class WebSocketSession:
             connection.terminate()
 
     def start_close(self, code: int = 1000, reason: str = "") -> None:
-        """Closes as `close`, but never blocks:
+        """Closes as `close`, but never blocks.
 
-        the session ends when the peer has answered, at most ``timeout`` seconds later.
+        The session ends when the peer has answered, at most ``timeout`` seconds later.
         """
         close_reason = CloseReason(code, reason)
         close_reason.to_payload()
@@ -164,9 +163,9 @@ class WebSocketSession:
         self.connection.terminate()
 
     def wait_closed(self, timeout: float | None = None) -> bool:
-        """Blocks until the connection is gone, at most ``timeout`` seconds;
+        """Blocks until the connection is gone, or for ``timeout`` seconds; tells whether it is gone.
 
-        tells whether it is. Any greenlet may wait.
+        Any greenlet may wait.
         """
         self.accept_if_needed()
         return self.connection.wait_closed(timeout)
@@ -190,9 +189,9 @@ class WebSocketSession:
 
     @property
     def close_reason(self) -> CloseReason | None:
-        """Why the session ends or ended:
+        """Why the session ends or ended; None while it is open.
 
-        who closed first decides. 1006 for a connection that was lost; None while it is open.
+        Who closed first decides; 1006 is a connection that was lost.
         """
         connection = self.connection
         if connection.close_reason is None and not connection.input_over:
@@ -282,8 +281,7 @@ class DefaultWebSocketSession(WebSocketSession):
     def send(  # type: ignore[override]  # the two kinds of session send different things, as they receive them
         self, message: str | BytesLike | Iterable[str | BytesLike]
     ) -> None:
-        """Sends a message: str as text, bytes-like as binary, an iterable of either as one message in fragments (RFC
-        6455 5.4).
+        """Sends a message: str as text, bytes-like as binary, an iterable of either as one message in fragments.
 
         Blocks while more than ``write_limit`` bytes wait for the peer, and while another greenlet sends fragments.
         Each fragment leaves as it comes. Raises ``ConnectionClosed`` after the end, ``TypeError`` for what is no
@@ -399,8 +397,9 @@ class DefaultWebSocketSession(WebSocketSession):
         self.send(self._converter().serialize(value))
 
     def receive_deserialized(self, type: Any = None, timeout: float | None = None) -> Any:
-        """The next message as the content converter turns it into an object, of ``type`` where the converter can use
-        that.
+        """The next message as the object that the content converter makes of it.
+
+        ``type`` says which is expected, where the converter can use that.
 
         Blocks and raises as `receive`; ``ProtocolError`` (1007) for a message that the converter can't read, which
         closes the session if it leaves the handler.

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by the DevTools protocol: opens pages, types, waits for what they show, takes pictures."""
+"""A headless Chromium, driven by the DevTools protocol: opens pages, types, waits for what is shown, takes pictures."""
 
 from __future__ import annotations
 

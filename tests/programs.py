@@ -42,7 +42,7 @@ class Program:
             self._command,
             cwd=self._directory,
             env=environ,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             # Its children are in its group, and Ctrl-C in the terminal is for pytest.
@@ -64,7 +64,9 @@ class Program:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self._reader.join(PATIENCE)
+            assert self.process.stdin is not None
             assert self.process.stdout is not None
+            self.process.stdin.close()
             self.process.stdout.close()
 
     def _read(self) -> None:
@@ -72,6 +74,12 @@ class Program:
         for line in self.process.stdout:
             self._printed.put(line.decode(errors="replace").rstrip("\n"))
         self._printed.put(None)
+
+    def say(self, line: str) -> None:
+        """Writes a line to its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
 
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Waits for a line in which ``pattern`` is found; fails with what was printed where the program ends before."""

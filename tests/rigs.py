@@ -295,6 +295,22 @@ def ws_exit(environ: dict[str, Any], start_response: Any) -> Any:
     sys.exit(3)
 
 
+def ws_exit_within(environ: dict[str, Any], start_response: Any) -> Any:
+    """Ends the process when the response has begun."""
+    start_response("200 OK", [("Content-Type", "text/plain")])(b"begun")
+    sys.exit(3)
+
+
+def forever(environ: dict[str, Any], start_response: Any) -> Any:
+    """A plain request that never ends by itself."""
+    try:
+        note("begun")
+        gevent.sleep(3600)
+    finally:
+        note("finally")
+    return respond(start_response, "over")
+
+
 def spin(environ: dict[str, Any], start_response: Any) -> Any:
     """Computes for ever."""
     while True:
@@ -302,8 +318,8 @@ def spin(environ: dict[str, Any], start_response: Any) -> Any:
 
 
 def nap(environ: dict[str, Any], start_response: Any) -> Any:
-    """A plain request that takes a second."""
-    gevent.sleep(1)
+    """A plain request that takes its time."""
+    gevent.sleep(0.5)
     return respond(start_response, "slept")
 
 
@@ -319,8 +335,10 @@ PATHS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
     "/deaf": ws_deaf,
     "/asleep": ws_asleep,
     "/exit": ws_exit,
+    "/exit-within": ws_exit_within,
     "/fails": fails,
     "/fields": fields,
+    "/forever": forever,
     "/generator": ws_generator,
     "/late": ws_late,
     "/nap": nap,
@@ -354,11 +372,15 @@ class Peer:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.socket = socket.socket(family)
         self.socket.settimeout(DEADLINE)
-        self.socket.connect(address)
-        if family == socket.AF_INET:
-            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if context is not None:
-            self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
+        try:
+            self.socket.connect(address)
+            if family == socket.AF_INET:
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if context is not None:
+                self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
+        except OSError:
+            self.socket.close()
+            raise
         self.buffer = b""
 
     def __enter__(self) -> Peer:

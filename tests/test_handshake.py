@@ -187,7 +187,7 @@ class TestRFC6455Section421:
             KEY[:-1] + "\n",
             f"{KEY},{KEY}",
             f"{KEY}, {KEY}",
-            "A" * 1024 * 1024,
+            pytest.param("A" * 1024 * 1024, id="1 MiB"),
         ],
     )
     def test_the_key_is_16_bytes_in_base64(self, key: str | None) -> None:
@@ -730,7 +730,7 @@ HOSTILE_ORIGINS = [
     "https://a.example\x00",
     "https://a.example\xff",
     "\xff",
-    "A" * 100_000,
+    pytest.param("A" * 100_000, id="100 kB"),
 ]
 
 
