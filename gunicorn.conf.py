@@ -26,8 +26,8 @@ backlog = 2048
 # Serves HTTP as `gevent` does, and gives WebSockets their connections.
 worker_class = "geventws.Worker"
 
-# One process uses one core. Raise it, up to one a core, once nothing that sessions share is kept in the process: each
-# worker has its own rooms, and a broadcast ends at its border until topics go through Redis (Topics("redis://...")).
+# One process uses one core. Raise it, up to one a core, once sessions share nothing through the process's memory: the
+# rooms of examples/chat.py are each worker's own, and would need something between the workers, such as Redis.
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
 
 # Connections of one worker, idle WebSockets and plain HTTP together. At the limit it stops accepting and new clients,
@@ -38,27 +38,27 @@ worker_connections = 10_000
 # import (a database, Redis) would be shared by all workers.
 preload_app = False
 
-# Restart a worker after so many requests, against leaks. A WebSocket counts once, when it opens, and a restart closes
-# all of the worker's: leave it at 0, or set it high with a jitter that keeps workers from restarting together.
+# Replaces a worker after so many requests, against leaks. A WebSocket counts once, when it opens, and all of the
+# worker's are then closed with 1012: leave it at 0, or set it high, with a jitter so that workers don't go together.
 max_requests = 0
 # max_requests = 100_000
 # max_requests_jitter = 10_000
 
 # A file in memory for the heartbeat: on a busy disk the heartbeat itself can block the worker.
-worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 # ---- Time
 
 # Seconds without a heartbeat after which a worker is killed. No limit on how long a WebSocket lives: it only ends a
-# worker whose code computes without yielding to gevent, with all its connections.
+# worker whose code computes without yielding to gevent, with all its connections, and the log shows where it was.
 timeout = 30
 
-# Seconds that open WebSockets and requests have to end when a worker stops or is restarted; what is left is cut off.
-# Whatever starts gunicorn (systemd, Kubernetes) must wait longer than this before it kills.
+# Seconds that plain requests have to end when a worker stops or is replaced. WebSockets are closed at once, and their
+# handlers have five seconds of it. What starts gunicorn (systemd, Kubernetes) must wait longer before it kills.
 graceful_timeout = 30
 
-# Seconds for the next request on a kept-alive connection, and for a client to send its request head: never 0, which
-# lets one that sends nothing stay for ever. WebSockets have ping_interval and timeout of geventws instead.
+# Seconds that a connection waits for its next request, and that a client has to send the head of one; 0 turns
+# keep-alive off and leaves ten for the head. WebSockets have ping_interval and timeout of geventws instead.
 keepalive = 5
 
 # ---- Behind a proxy

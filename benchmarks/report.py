@@ -83,7 +83,7 @@ def heading(runs: Sequence[Run], baseline: str) -> str:
     machine = _environment()
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
-        f"Python {machine['python']}, Node {machine['node']}"
+        f"Python {machine['python']}, Node {machine['node'] or 'missing'}"
     ]
     if baseline in {run.server for run in runs}:
         lines.append(

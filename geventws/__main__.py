@@ -4,22 +4,49 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
+import signal
+import subprocess
 import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
+import gevent
 from gevent import monkey
 
-from geventws import VERSION, build
+from geventws._build import VERSION, build
+from geventws.server import WSGIServer
 
 DEFAULT_BIND = "127.0.0.1:8000"
 
+#: Tells a process that it is one that --reload runs, and may end with this status to be run again.
+RELOAD_PARENT = "GEVENTWS_RELOAD_PARENT"
+RELOAD_STATUS = 3
+#: Seconds between looks at the files.
+RELOAD_INTERVAL = 0.5
+
+
+class AppError(Exception):
+    """There is no app of the name that was given."""
+
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serves an app until it is interrupted; a wrong argument ends with status 2 and one line that says what is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m geventws", description="Serves a WSGI app with WebSockets, for development.")
-    parser.add_argument("app", nargs="?", help="module:app, as gunicorn takes it; the name after the colon is 'app' by default")
-    parser.add_argument("--bind", default=DEFAULT_BIND, metavar="HOST:PORT", help=f"where to listen, {DEFAULT_BIND} by default")
+    """Serves an app until it is interrupted; a wrong argument ends with status 2 and a line that says what is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m geventws", description="Serves a WSGI app with WebSockets, for development."
+    )
+    parser.add_argument(
+        "app",
+        nargs="?",
+        help="module:app or module:create_app(), as gunicorn takes it; the name after the colon is 'app' by default",
+    )
+    parser.add_argument(
+        "--bind", default=DEFAULT_BIND, metavar="HOST:PORT", help=f"where to listen, {DEFAULT_BIND} by default"
+    )
     parser.add_argument("--reload", action="store_true", help="start again when a source file of the app changes")
     parser.add_argument("--version", action="version", version=describe())
     options = parser.parse_args(arguments)
@@ -29,19 +56,23 @@ def main(arguments: list[str] | None = None) -> None:
         address = parse_bind(options.bind)
     except ValueError as error:
         parser.error(str(error))
+    if options.reload and not has_reload_parent():
+        sys.exit(keep_running())
     monkey.patch_all()
-    if options.reload:
-        from werkzeug._reloader import run_with_reloader
-
-        run_with_reloader(lambda: serve(load(options.app), address), reloader_type="stat")
-        return
     try:
         app = load(options.app)
-    except (ImportError, AttributeError, TypeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name not in options.app:
-            raise
+    except AppError as error:
         parser.error(str(error))
-    serve(app, address)
+    except Exception as error:
+        if not options.reload:
+            raise
+        traceback.print_exc()
+        try:
+            wait_for_change(files_of(error))
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+        sys.exit(RELOAD_STATUS)
+    serve(app, address, options.reload)
 
 
 def describe() -> str:
@@ -53,44 +84,137 @@ def describe() -> str:
 def parse_bind(bind: str) -> tuple[str, int]:
     """``"HOST:PORT"`` as a socket address; raises ``ValueError``."""
     host, separator, port = bind.rpartition(":")
-    if not separator or not port.isdigit() or int(port) > 65535:
+    if not separator or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ValueError(f"--bind is HOST:PORT, as in {DEFAULT_BIND}, not {bind!r}")
     return host.strip("[]"), int(port)
 
 
 def load(name: str) -> Any:
-    """The WSGI app that ``module:app`` names; raises ``ImportError``, ``AttributeError`` or ``TypeError`` that says what is missing."""
+    """The WSGI app that ``module:app`` names, or ``module:create_app()`` makes.
+
+    Raises ``AppError`` that says what is missing, and what the module itself raises.
+    """
     module_name, _, attribute = name.partition(":")
+    attribute = attribute or "app"
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    app = importlib.import_module(module_name)
-    for part in (attribute or "app").split("."):
+    try:
+        app: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # One that the app's module fails to import is another matter.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise AppError(f"there is no module {error.name!r}") from None
+    except (ValueError, TypeError):
+        if all(part.isidentifier() for part in module_name.split(".")):
+            raise
+        raise AppError(f"{module_name!r} is no name of a module: name the app as module:app") from None
+    path = attribute.removesuffix("()")
+    for part in path.split("."):
         if not hasattr(app, part):
-            raise AttributeError(f"the module {module_name!r} has no {attribute or 'app'!r}: name the app as {module_name}:NAME")
+            raise AppError(f"the module {module_name!r} has no {path!r}: name the app as {module_name}:NAME")
         app = getattr(app, part)
-    if not callable(app):
-        raise TypeError(f"{name!r} is no WSGI app but {type(app).__name__}")
+    if attribute.endswith("()"):
+        app = app()
+    if not callable(app) or isinstance(app, ModuleType):
+        raise AppError(f"{name!r} is no WSGI app but {type(app).__name__}")
     return app
 
 
-def serve(app: Any, address: tuple[str, int]) -> None:
-    """Serves ``app`` until SIGINT or SIGTERM; its sessions are then closed with 1001."""
-    import signal
+def serve(app: Any, address: tuple[str, int], reload: bool = False) -> None:
+    """Serves ``app`` until SIGINT or SIGTERM; its sessions are then closed with 1001.
 
-    from gevent import signal_handler
-
-    from geventws.server import WSGIServer
-
+    With ``reload`` a changed source file ends it too, and the process with ``RELOAD_STATUS``.
+    """
+    # Unless the app has set up its logs, they tell all: of refused handshakes too.
+    logging.basicConfig()
+    log = logging.getLogger("geventws")
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
     server = WSGIServer(address, app)
     try:
         server.start()
     except OSError as error:
         sys.exit(f"can't listen on {address[0]}:{address[1]}: {error.strerror}")
-    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    host = f"[{address[0]}]" if ":" in address[0] else address[0] or "0.0.0.0"
     print(f"{describe()}\nserving on http://{host}:{server.server_port}, stop with Ctrl-C", file=sys.stderr, flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal_handler(number, server.stop)
+        gevent.signal_handler(number, server.stop)
+    changed = False
+
+    def stop_on_change() -> None:
+        nonlocal changed
+        wait_for_change(())
+        changed = True
+        server.stop()
+
+    if reload:
+        gevent.spawn(stop_on_change)
     server.serve_forever()
+    if changed:
+        sys.exit(RELOAD_STATUS)
+
+
+def has_reload_parent() -> bool:
+    """Tells whether the process that started this one starts it again when it ends for that."""
+    return os.environ.get(RELOAD_PARENT) == str(os.getppid())
+
+
+def keep_running() -> int:
+    """Runs this same command in a process of its own, and again whenever it asks for that; gives its last status."""
+    environ = {**os.environ, RELOAD_PARENT: str(os.getpid())}
+    children: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        if children:
+            children[-1].send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    while True:
+        children[:] = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environ)]
+        status = children[0].wait()
+        if status != RELOAD_STATUS:
+            # A shell's way to tell of a signal.
+            return status if status >= 0 else 128 - status
+
+
+def wait_for_change(files: tuple[str, ...]) -> None:
+    """Blocks until one of ``files``, or of those that the app's modules were loaded from, changes.
+
+    Or until the process that would start this one again is gone.
+    """
+    installed = tuple(path + os.sep for path in set(sysconfig.get_paths().values()))
+    seen: dict[str, int] = {}
+    while has_reload_parent():
+        for file in [*files, *source_files()]:
+            if file.startswith(installed):
+                continue
+            try:
+                changed = os.stat(file).st_mtime_ns
+            except OSError:
+                # It may be about to be written anew.
+                changed = seen.get(file, 0)
+            if seen.setdefault(file, changed) != changed:
+                print(f"{file} has changed", file=sys.stderr, flush=True)
+                return
+        gevent.sleep(RELOAD_INTERVAL)
+
+
+def source_files() -> Iterator[str]:
+    """The files that modules were loaded from."""
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str):
+            yield file
+
+
+def files_of(error: BaseException) -> tuple[str, ...]:
+    """The files that an app failed to load by: their modules are not there."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        files.append(error.filename)
+    return tuple(files)
 
 
 if __name__ == "__main__":

@@ -1,118 +1,136 @@
-"""The HTTP side of a server's session: the handshake is checked, the handler runs, and its outcome becomes a response or a close.
+"""The HTTP side of a server's session: the handshake is checked, the handler runs, and its outcome becomes a response
+or a close.
 
-Until the session is first used all is plain HTTP, and whatever the handler raises or returns is the client's answer. Then the 101
-goes out, and from there on the outcome can only be told by a close code.
+Until the session is first used all is plain HTTP, and whatever the handler raises or returns is the client's answer.
+Then the 101 goes out, and from there on the outcome can only be told by a close code.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit, Timeout
+from gevent import GreenletExit, Timeout, with_timeout
+from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Request, Response
 
 from geventws.connection import State
-from geventws.errors import ConnectionClosed, HandshakeError, ProtocolError
-from geventws.frames import CloseCode, CloseReason
-from geventws.protocol.handshake import (
-    check_origin,
-    choose_protocol,
-    is_upgrade,
-    negotiate,
-    read_handshake,
-    response_head,
-)
+from geventws.errors import ConnectionClosed, HandshakeError, ProtocolError, UsageError
+from geventws.frames import CloseCode, CloseReason, may_be_sent
+from geventws.protocol.handshake import is_upgrade, negotiate, read_handshake, response_head
 from geventws.session import DefaultWebSocketSession, WebSocketSession
 from geventws.settings import Settings
 from geventws.tls import transport_of
+from geventws.upgrade import KEY
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from geventws.protocol.handshake import Handshake
     from geventws.upgrade import Upgrade
 
-__all__ = ["DefaultWebSocketServerSession", "ServerCall", "WebSocketServerSession", "call_handler", "refusal"]
+__all__ = [
+    "CALL_KEY",
+    "DefaultWebSocketServerSession",
+    "ServerCall",
+    "WebSocketServerSession",
+    "call_handler",
+    "finish",
+    "refusal",
+    "upgrade_required",
+]
 
 log = logging.getLogger("geventws")
 
 Handler = Callable[..., Any]
 
-NO_SERVER = (
-    "This WebSocket route needs one of geventws' own servers: run `gunicorn -k geventws.Worker module:app`, "
-    "or `python -m geventws module:app` for development."
-)
+#: Where the environ holds what makes the call in an app, for a ``WebSocketUpgrade`` that the app leads to.
+CALL_KEY = "geventws.call"
+
+#: Characters of a path that a line of the log repeats.
+_LOGGED_PATH = 100
 
 
 class ServerCall:
     """The request that a session answers.
 
-    ``protocols`` are the subprotocols that the route speaks, None for any client; ``extra_headers`` gives headers of a framework for the 101.
-    Raises ``HandshakeError`` for a request that can't be accepted.
+    ``application`` and ``settings`` are those of the app that the session runs in. A framework's subclass adds what the
+    framework knows. Raises ``HandshakeError`` for a request that can't be accepted.
     """
 
-    __slots__ = ("_extra_headers", "_handshake", "_negotiable", "_request", "_upgrade", "application", "environ", "protocol")
+    __slots__ = (
+        "_handshake",
+        "_request",
+        "_upgrade",
+        "application",
+        "environ",
+        "protocol",
+        "remote_address",
+        "settings",
+    )
 
-    def __init__(
-        self,
-        environ: WSGIEnvironment,
-        application: Any,
-        settings: Settings,
-        request: Request | None = None,
-        extra_headers: Callable[[], Sequence[tuple[str, str]]] | None = None,
-    ) -> None:
+    def __init__(self, environ: WSGIEnvironment, application: Any, settings: Settings) -> None:
         if not is_upgrade(environ):
-            raise HandshakeError(
-                426, "This is a WebSocket route: ask for it with a WebSocket client.", [("Upgrade", "websocket")]
-            )
-        self._handshake = read_handshake(environ)
-        check_origin(environ, settings.origins)
-        upgrade: Upgrade | None = environ.get("geventws.upgrade")
+            raise upgrade_required(environ)
+        upgrade: Upgrade | None = environ.get(KEY)
         if upgrade is None:
-            raise HandshakeError(501, NO_SERVER)
+            raise HandshakeError(501, _other_server(environ.get("SERVER_SOFTWARE") or "this server"))
+        #: None once the request is answered, by the 101 or in HTTP.
+        self._handshake: Handshake | None = read_handshake(environ)
         self._upgrade = upgrade
-        self._request = request
-        self._extra_headers = extra_headers
-        self._negotiable = settings.extensions
+        self._request: Request | None = None
         self.environ = environ
         self.application = application
+        self.settings = settings
+        #: The subprotocol that the session will have, or has.
         self.protocol: str | None = None
+        #: The TCP peer's socket address.
+        self.remote_address = upgrade.remote_address
 
     @property
     def offered_protocols(self) -> Sequence[str]:
-        """The subprotocols that the client speaks, in its order of preference."""
-        return self._handshake.protocols
+        """The subprotocols that the client offers, in its order of preference; none once the request is answered."""
+        return () if self._handshake is None else self._handshake.protocols
 
     @property
-    def request(self) -> Request:
+    def request(self) -> Any:
         """The request, as Werkzeug or the framework has it."""
         if self._request is None:
             self._request = Request(self.environ)
         return self._request
 
-    @property
-    def remote_address(self) -> Any:
-        """The peer's socket address."""
-        return self._upgrade.remote_address
+    def headers(self) -> Iterable[tuple[str, str]]:
+        """The headers that a framework adds to the 101."""
+        return ()
+
+    def failed(self, name: str, error: BaseException) -> None:
+        """Reports, once, what the handler of this name raised after the 101."""
+        log.error("the handler %s failed", name, exc_info=error)
 
     def accept(self, session: WebSocketSession, protocol: str | None, headers: Sequence[tuple[str, str]]) -> None:
         """Sends the 101 and opens the session's connection."""
+        handshake = self._handshake
+        if handshake is None:
+            raise UsageError("the request is answered in HTTP already: there is no WebSocket to open any more")
         if protocol is None:
             protocol = self.protocol
-        elif protocol not in self.offered_protocols:
-            offered = ", ".join(self.offered_protocols) or "none"
+        elif protocol not in handshake.protocols:
+            offered = ", ".join(handshake.protocols) or "none"
             raise ValueError(f"protocol {protocol!r} is not among those that the client offered: {offered}")
-        extra = list(headers)
-        if self._extra_headers is not None:
-            extra += self._extra_headers()
-        negotiated, encoders = negotiate(self._handshake.extensions, self._negotiable)
-        head = response_head(self._handshake.key, protocol=protocol, extensions=negotiated, headers=extra)
-        rsv = 0
-        for extension in self._negotiable:
-            rsv |= extension.rsv if negotiated and extension.name in negotiated else 0
+        extensions = session.connection.settings.extensions
+        answer, encoders = negotiate(handshake.extensions, extensions)
+        names = {element.partition(";")[0].strip() for element in (answer or "").split(",")}
+        rsv = sum(extension.rsv for extension in extensions if extension.name in names)
+        head = response_head(
+            handshake.key, protocol=protocol, extensions=answer, headers=[*_pairs(headers), *self.headers()]
+        )
+        # It would live as long as the session.
+        self.environ.pop(CALL_KEY, None)
+        # From here on nothing fails, and HTTP is over.
         socket, read_ahead = self._upgrade.take()
+        self._handshake = None
         self.protocol = protocol
         self._upgrade.sessions.add(session)
         connection = session.connection
@@ -120,9 +138,20 @@ class ServerCall:
         connection.open(transport_of(socket), head, read_ahead, encoders, rsv)
         session.opened()
 
+    def answered(self) -> None:
+        """Told when the request is answered in HTTP: a greenlet that still has the session can't open it any more."""
+        self._handshake = None
+
     def ended(self, session: WebSocketSession) -> None:
         """Told when the session's connection is gone."""
         self._upgrade.sessions.discard(session)
+
+
+def _pairs(headers: Any) -> list[tuple[str, str]]:
+    pairs = list(headers)
+    if isinstance(headers, Mapping) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise TypeError(f'headers must be a list of pairs, as in [("X-Room", "7")], not {headers!r}')
+    return pairs
 
 
 class WebSocketServerSession(WebSocketSession):
@@ -152,82 +181,146 @@ class DefaultWebSocketServerSession(WebSocketServerSession, DefaultWebSocketSess
     __slots__ = ()
 
 
-def choose(routes: Sequence[Any], offered: Sequence[str]) -> tuple[Any, str | None]:
-    """The first of ``routes`` that speaks a protocol of ``offered``, and the protocol; one with ``protocols`` None takes any client."""
-    for route in routes:
-        if route.protocols is None:
-            return route, None
-        protocol = choose_protocol(offered, route.protocols)
-        if protocol is not None:
-            return route, protocol
-    spoken = ", ".join(protocol for route in routes for protocol in route.protocols or ())
-    raise HandshakeError(400, f"This route speaks the subprotocols {spoken}: offer one of them in Sec-WebSocket-Protocol.")
+def call_handler(
+    session: WebSocketServerSession, hooks: Iterable[Handler], handler: Handler, values: Mapping[str, Any], name: str
+) -> Any:
+    """Runs ``hooks`` and then ``handler`` on ``session``, and the session with them to its end.
 
-
-def call_handler(session: WebSocketServerSession, handler: Handler, values: Mapping[str, Any], name: str) -> Any:
-    """Runs ``handler`` on ``session`` to its end, and the session with it.
-
-    Gives what the handler returned where that is the HTTP answer: the session was never used. Gives None after a 101. What the handler
-    raises before the 101 is raised; after it, it is logged under ``name`` and becomes a close code, unless it stops the greenlet or process.
+    Gives what the handler returned, or the first hook that returned something, where that is the HTTP answer: the
+    session was never used. Gives None after a 101. What is raised before the 101 leaves here; what is raised after it
+    is reported under ``name`` and becomes a close code, and only what stops the greenlet or the process leaves.
     """
     connection = session.connection
     try:
-        result = handler(session, **values)
+        answer = None
+        for hook in hooks:
+            answer = hook(session)
+            if answer is not None:
+                break
+        else:
+            answer = handler(session, **values)
         if connection.state == State.CONNECTING:
-            if result is not None:
-                return result
+            if answer is not None:
+                return answer
             session.accept()
-        _end(session, CloseCode.NORMAL, handled=True)
-    except ConnectionClosed:
-        if connection.state == State.CONNECTING:
-            raise
-        _end(session, CloseCode.NORMAL, handled=True)
+        _end(session)
     except GreenletExit:
         if connection.state != State.CONNECTING:
-            _end(session, CloseCode.GOING_AWAY)
+            _close(session, CloseReason(CloseCode.GOING_AWAY))
         raise
-    except Exception as error:
+    except (Exception, Timeout) as error:
         if connection.state == State.CONNECTING:
             raise
-        if isinstance(error, ProtocolError):
-            log.info("the handler %s closed its session: %s", name, error)
-            _end(session, error.code)
+        if isinstance(error, ConnectionClosed) and session.close_reason is not None:
+            _end(session)
         else:
-            log.exception("the handler %s failed", name)
-            _end(session, CloseCode.INTERNAL_ERROR)
+            _fail(session, error, name)
+    except BaseException:
+        # The process is to end: the peer is told where there is a session, and not waited for.
+        connection.start_close(CloseReason(CloseCode.INTERNAL_ERROR))
+        raise
     finally:
-        # Nobody else holds a session whose handler has ended, however it ended.
-        if connection.state != State.CONNECTING:
+        if connection.state == State.CONNECTING:
+            session.call.answered()
+        else:
             connection.terminate()
     return None
 
 
-def _end(session: WebSocketServerSession, code: int, handled: bool = False) -> None:
-    """Closes a session whose handler has ended; a raw one that ended well has said what it had to say."""
+def _end(session: WebSocketServerSession) -> None:
+    """Ends a session whose handler has ended well; a raw one has said what it had to say."""
     connection = session.connection
-    if handled and connection.raw:
-        with Timeout(connection.timeout, False), suppress(ConnectionClosed):
-            connection.wait_flushed()
-        return
-    connection.start_close(CloseReason(code))
+    if not connection.raw:
+        _close(session, CloseReason(CloseCode.NORMAL))
+    elif connection.state != State.CLOSED:
+        with_timeout(connection.timeout, _flush, session, timeout_value=None)
+
+
+def _flush(session: WebSocketServerSession) -> None:
+    try:
+        session.flush()
+    except ConnectionClosed:
+        pass
+
+
+def _close(session: WebSocketServerSession, reason: CloseReason) -> None:
+    connection = session.connection
+    connection.start_close(reason)
     connection.wait_closed(connection.timeout)
 
 
-def refusal(error: HandshakeError) -> Response:
-    """The response to a handshake that is refused: the status, a plain sentence, and no further request."""
-    response = Response(error.message + "\n", status=error.status, mimetype="text/plain")
-    for name, value in error.headers:
-        response.headers.add(name, value)
-    response.headers["Connection"] = "close"
-    return response
+def _fail(session: WebSocketServerSession, error: BaseException, name: str) -> None:
+    """Ends a session whose handler has raised: the peer is told its own fault, but nothing of ours."""
+    if isinstance(error, ProtocolError) and may_be_sent(error.code):
+        log.info("the handler %s ended its session: %s", name, error)
+        _close(session, CloseReason.truncated(error.code, error.message))
+        return
+    session.call.failed(name, _explained(error))
+    _close(session, CloseReason(CloseCode.INTERNAL_ERROR))
 
 
-def http_response(result: Any) -> WSGIApplication:
+def _explained(error: BaseException) -> BaseException:
+    """``error``, or where that would puzzle its reader, one that says what to do and has it as its cause."""
+    explained: Exception
+    if isinstance(error, HTTPException):
+        explained = UsageError(
+            f"the handler raised {error} after the 101, when HTTP is over: use session.close(code, reason) then"
+        )
+    elif isinstance(error, ConnectionClosed):
+        explained = UsageError(
+            "the ConnectionClosed of another session left the handler: catch it where you use sessions not its own"
+        )
+    elif isinstance(error, Timeout):
+        explained = TimeoutError(f"a gevent.Timeout left the handler: {error}")
+    else:
+        return error
+    explained.__cause__ = error
+    return explained
+
+
+def upgrade_required(environ: WSGIEnvironment) -> HandshakeError:
+    """The refusal of a plain HTTP request for a WebSocket route."""
+    message = "This is a WebSocket route: ask for it with a WebSocket client."
+    if "HTTP_SEC_WEBSOCKET_KEY" in environ:
+        # Proxies drop Upgrade and Connection, which are between neighbours (RFC 9110 7.6.1), and pass the others on.
+        message = "The header Upgrade is missing: a proxy in between has to be told to pass on Upgrade and Connection."
+    return HandshakeError(426, message, [("Upgrade", "websocket")])
+
+
+@cache
+def _other_server(software: str) -> str:
+    """What to say, and to log once, where the app runs on a server that is none of ours."""
+    message = (
+        f"WebSocket routes need one of geventws' own servers, and {software} is none. Run "
+        "`gunicorn -k geventws.Worker module:app`, for development `python -m geventws module:app`, "
+        "or embed geventws.WSGIServer."
+    )
+    log.error("%s", message)
+    return message
+
+
+def refusal(error: HandshakeError, environ: WSGIEnvironment) -> Response:
+    """The response to a handshake that is refused: the status, and a plain sentence."""
+    # Browsers hide it from their pages, and most of it from their developers.
+    log.info("%a is refused: %s", environ.get("PATH_INFO", "")[:_LOGGED_PATH], error)
+    return Response(error.message + "\n", status=error.status, headers=error.headers, mimetype="text/plain")
+
+
+def finish(answer: Any, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Gives a WSGI server the HTTP answer, or after a WebSocket, with None, what it must see: nothing."""
+    if answer is None:
+        start_response("101 Switching Protocols", [])
+        return []
+    return _http_response(answer)(environ, start_response)
+
+
+def _http_response(answer: Any) -> WSGIApplication:
     """A handler's HTTP answer as a WSGI application."""
-    if callable(result):
-        return result  # type: ignore[no-any-return]
-    if isinstance(result, (str, bytes)):
-        return Response(result)
+    if callable(answer):
+        return answer  # type: ignore[no-any-return]
+    if isinstance(answer, (str, bytes)):
+        return Response(answer)
     raise TypeError(
-        f"a handler returns None, or before its session is used a response (a WSGI application, str or bytes), not {type(result).__name__}"
+        "a handler returns None, or before its session is used a response (a WSGI application, str or bytes), "
+        f"not {type(answer).__name__}"
     )

@@ -5,6 +5,11 @@ from geventws.protocol.codec cimport Reader
 from geventws.transport cimport Transport, monotonic
 
 
+cdef int CONNECTING, OPEN, CLOSING, CLOSED
+cdef int READS_AT_A_TIME, GATHERED_SIZE, DIRECT_SIZE, OUTPUT_CAP
+cdef double GATHERED_SECONDS
+
+
 cdef class Connection:
     cdef public object settings, timeout, max_frame_size, close_reason, session
     cdef readonly bint raw, client, masking, close_sent, paused
@@ -15,7 +20,7 @@ cdef class Connection:
     cdef readonly Reader reader
     cdef readonly Transport transport
     cdef readonly tuple encoders
-    cdef readonly object hub, read_watcher, write_watcher, receiver
+    cdef readonly object hub, switch_to_hub, read_watcher, write_watcher, receiver
     cdef readonly bint input_over
     cdef bytearray shared
     cdef bytes held

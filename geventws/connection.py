@@ -89,6 +89,7 @@ class Connection:
         #: Whether anything moved since a pinger looked last.
         self.alive = True
         self.hub: Any = None
+        self.switch_to_hub: Any = None
         self.shared: bytearray = None  # type: ignore[assignment]
         self.receiver: Any = None
         self.gathering = False
@@ -131,7 +132,9 @@ class Connection:
         shared = self.hub.__dict__.get("geventws_input")
         if shared is None:
             shared = self.hub.geventws_input = bytearray(INPUT_SIZE)
+            self.hub.geventws_switch = self.hub.switch
         self.shared = shared
+        self.switch_to_hub = self.hub.geventws_switch
         self.reader = Reader(
             self.output,
             self.client,
@@ -188,7 +191,7 @@ class Connection:
                 self.flush()
             self.receiver = getcurrent()
             try:
-                self.hub.switch()
+                self.switch_to_hub()
             finally:
                 self.receiver = None
         message = reader.pop()
@@ -210,6 +213,8 @@ class Connection:
             if self.state != CLOSED and not self.paused:
                 self._read()
         except (SystemExit, KeyboardInterrupt):
+            # A signal's; it may have come between a system call and what is noted of it.
+            self._finish()
             raise
         except BaseException:
             self._broken()
@@ -223,6 +228,8 @@ class Connection:
             if self.paused and self.state != CLOSED:
                 self._resume()
         except (SystemExit, KeyboardInterrupt):
+            # A signal's; it may have come between a system call and what is noted of it.
+            self._finish()
             raise
         except BaseException:
             self._broken()
@@ -467,6 +474,8 @@ class Connection:
         try:
             self._write()
         except (SystemExit, KeyboardInterrupt):
+            # A signal's; it may have come between a system call and what is noted of it.
+            self._finish()
             raise
         except BaseException:
             self._broken()

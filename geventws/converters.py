@@ -19,11 +19,15 @@ class ContentConverter(Protocol):
         ...
 
     def deserialize(self, message: str | bytes, type: Any = None) -> Any:
-        """Gives the object that ``message`` stands for; ``type`` says which the caller expects, where the converter can use it.
+        """Gives the object that ``message`` stands for; ``type`` is the expected one, where the converter can use it.
 
         Raises ``ProtocolError`` with 1007 for a message that is none.
         """
         ...
+
+
+class _WrongTypeError(ProtocolError, TypeError):
+    """A message is another object than the caller expects. It is a ``TypeError`` too, but the peer's fault."""
 
 
 class JSONConverter:
@@ -34,11 +38,20 @@ class JSONConverter:
         return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
     def deserialize(self, message: str | bytes, type: Any = None) -> Any:
-        """The object in ``message``; raises ``TypeError`` where it is no ``type``, ``ProtocolError`` (1007) where it is no JSON."""
+        """The object in ``message``; raises ``ProtocolError`` (1007) where it is no JSON.
+
+        Where it is no ``type``, what is raised is a ``TypeError`` too.
+        """
         try:
-            value = json.loads(message)
+            value = json.loads(message, parse_constant=_refuse)
         except (ValueError, RecursionError):
             raise ProtocolError(CloseCode.INVALID_PAYLOAD, "a message is not JSON") from None
         if type is not None and not isinstance(value, type):
-            raise TypeError(f"the message is {value.__class__.__name__}, not {type.__name__}")
+            wrong, right = value.__class__.__name__, getattr(type, "__name__", type)
+            raise _WrongTypeError(CloseCode.INVALID_PAYLOAD, f"the message is {wrong}, not {right}")
         return value
+
+
+def _refuse(constant: str) -> Any:
+    """Refuses NaN and the infinities, which Python reads though JSON lacks them."""
+    raise ValueError(constant)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import flask
-from werkzeug.exceptions import HTTPException
+from flask.sessions import SecureCookieSessionInterface
 from werkzeug.routing import WebsocketMismatch
 
-from geventws.call import refusal
+from geventws.call import CALL_KEY, ServerCall, log, refusal, upgrade_required
 from geventws.errors import HandshakeError, UsageError
-from geventws.protocol.handshake import is_upgrade
-from geventws.routing import Blueprint, Route, RouteTable, respond
-from geventws.settings import Settings
+from geventws.protocol.handshake import is_upgrade, read_handshake
+from geventws.routing import Blueprint, Dispatcher, Route, RouteTable, endpoint_taken, name_taken
+from geventws.settings import Settings, unknown_option
+from geventws.upgrade import KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from _typeshed.wsgi import WSGIEnvironment
+
+    from geventws.call import Handler
 
 __all__ = ["WebSockets"]
 
@@ -24,133 +33,182 @@ CONFIG_PREFIX = "WEBSOCKETS_"
 class WebSockets(RouteTable):
     """WebSocket routes in a Flask app.
 
-    ``WebSockets(app, ping_interval=20)``, or ``WebSockets()`` and ``init_app(app)`` later. The settings are those of `geventws.Settings`; the app's
-    configuration can name them too, as ``WEBSOCKETS_PING_INTERVAL``, and an argument here goes before it. Raises ``ValueError`` for a bad one.
+    ``WebSockets(app, ping_interval=20)``, or ``WebSockets()`` and ``init_app(app)`` later, on any number of apps.
+    The settings are those of `geventws.Settings`; the app's configuration, as it is by then, can name them too, as
+    ``WEBSOCKETS_PING_INTERVAL``, and an argument here goes before it. Raises ``ValueError`` that names the option for a
+    bad one.
 
-    The handler runs within Flask's own call: `before_request` functions, decorators and ``abort`` answer in HTTP before the 101, ``flask.session``
-    and ``g`` are at hand, and the request and app contexts live as long as the handler. What a handler changes in ``flask.session``
-    before the session's first use goes out with the 101.
+    The handler runs within Flask's own call: `before_request` functions, decorators and ``abort`` answer in HTTP before
+    the 101, ``flask.session`` and ``g`` are at hand, and the request and app contexts live as long as the handler. What
+    is changed in ``flask.session`` before the 101 goes out with it. What a handler raises after the 101 is to Flask an
+    unhandled exception: it is logged, sent as the signal ``got_request_exception``, and given to teardown functions.
     """
 
     def __init__(self, app: flask.Flask | None = None, **settings: Any) -> None:
-        self._arguments = settings
+        super().__init__()
         Settings().override(**settings)
-        self._waiting: list[Route] = []
-        self._app: flask.Flask | None = None
+        self._arguments = settings
+        self._routes: list[Route] = []
+        # Which live as long as their apps, which have them too.
+        self._installations: WeakSet[_Installation] = WeakSet()
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: flask.Flask) -> None:
-        """Installs the extension in ``app``. Raises ``UsageError`` for an app that has it already."""
+        """Installs the extension in ``app``, with the routes added so far.
+
+        Raises ``UsageError`` where that was done before.
+        """
+        if not isinstance(app, flask.Flask):
+            raise TypeError(
+                f"geventws.flask.WebSockets is for a Flask app, not {type(app).__name__}: see geventws.WebSockets"
+            )
         if "geventws" in app.extensions:
             raise UsageError("this app has the WebSockets extension already: create it once")
-        self._state = app.extensions["geventws"] = _AppState(app, self._arguments)
-        app.register_error_handler(WebsocketMismatch, _mismatch)
+        installation = _Installation(app, self._arguments, self._hooks)
+        for route in self._routes:
+            installation.add(route)
+        self._installations.add(installation)
+
+    def _add(self, route: Route) -> None:
+        if any(other.endpoint == route.endpoint for other in self._routes):
+            raise endpoint_taken("the app", route)
+        for installation in self._installations:
+            installation.add(route)
+        self._routes.append(route)
+
+
+class _Installation:
+    """What an app has of the extension."""
+
+    def __init__(self, app: flask.Flask, arguments: dict[str, Any], hooks: Sequence[Handler]) -> None:
         self._app = app
-        for route in self._waiting:
-            self._state.add(route)
-        self._waiting.clear()
-
-    def add_route(self, route: Route) -> None:
-        """Adds a route to the app, or keeps it for `init_app`."""
-        if self._app is None:
-            self._waiting.append(route)
-        else:
-            self._state.add(route)
-
-
-class _AppState:
-    """The routes of one app, by the endpoints that Flask knows them under."""
-
-    def __init__(self, app: flask.Flask, arguments: dict[str, Any]) -> None:
-        self.app = app
-        configured = {
-            name: app.config[CONFIG_PREFIX + name.upper()]
-            for name in Settings.names()
-            if CONFIG_PREFIX + name.upper() in app.config
-        }
-        self.settings = Settings().override(**(configured | arguments))
-        self.routes: dict[str, Route] = {}
-        self.route_settings: dict[Route, Settings] = {}
-        self.sharing: dict[Any, list[Route]] = {}
+        self._dispatcher = Dispatcher(_configured(app).override(**arguments), hooks)
+        app.extensions["geventws"] = self
+        app.before_request(self._lend_call)
+        app.register_error_handler(WebsocketMismatch, _mismatch)
 
     def add(self, route: Route) -> None:
         """Adds a route of the app itself."""
-        self._check(route.endpoint)
-        self.app.add_url_rule(route.rule, route.endpoint, self._view, websocket=True, **_rule_options(route))
-        self._remember(route.endpoint, route)
+        if route.endpoint in self._app.view_functions:
+            raise endpoint_taken("the app", route)
+        self._app.add_url_rule(route.rule, route.endpoint, self._view, websocket=True, **route.rule_options)
+        self._remember(route, route.endpoint)
 
     def register_blueprint(self, blueprint: Blueprint, **options: Any) -> None:
         """Registers ``blueprint`` as a Flask blueprint of the same name."""
+        path = (options.get("name_prefix", ""), options.get("name", blueprint.name))
+        name = ".".join(part for part in path if part)
+        if name in self._app.blueprints:
+            raise name_taken(name)
         converted = flask.Blueprint(
             blueprint.name, blueprint.import_name, url_prefix=blueprint.url_prefix, subdomain=blueprint.subdomain
         )
-        for route in blueprint.routes:
-            converted.add_url_rule(route.rule, route.endpoint, self._view, websocket=True, **_rule_options(route))
-        converted.register(self.app, options)
-        prefix = ".".join(part for part in (options.get("name_prefix", ""), options.get("name", blueprint.name)) if part)
-        for route in blueprint.routes:
-            self._remember(f"{prefix}.{route.endpoint}", route)
-        blueprint.registered()
+        routes = blueprint.take_routes()
+        for route in routes:
+            converted.add_url_rule(route.rule, route.endpoint, self._view, websocket=True, **route.rule_options)
+        converted.register(self._app, options)
+        for route in routes:
+            self._remember(route, f"{name}.{route.endpoint}")
 
-    def _check(self, endpoint: str) -> None:
-        if endpoint in self.app.view_functions:
-            raise UsageError(f"the app has an endpoint {endpoint!r} already: give this route an endpoint=")
-
-    def _remember(self, endpoint: str, route: Route) -> None:
-        self.routes[endpoint] = route
-        self.route_settings[route] = route.settings(self.settings)
-        self.sharing.clear()
-
-    def _sharing_rule(self, rule: Any) -> list[Route]:
-        """The routes that share ``rule``'s path, in the order in which they were added."""
-        key = (rule.rule, rule.subdomain, rule.host)
-        routes = self.sharing.get(key)
-        if routes is None:
-            routes = self.sharing[key] = [
-                self.routes[other.endpoint]
-                for other in self.app.url_map.iter_rules()
-                if other.endpoint in self.routes and (other.rule, other.subdomain, other.host) == key
-            ]
-        return routes
+    def _remember(self, route: Route, endpoint: str) -> None:
+        (rule,) = self._app.url_map.iter_rules(endpoint)
+        self._dispatcher.add(rule, route)
 
     def _view(self, **values: Any) -> Any:
         """The view of every route: Flask has matched the rule and run what comes before a view."""
-        request = flask.request
+        environ, rule = flask.request.environ, flask.request.url_rule
+        assert rule is not None
         try:
-            answer = respond(
-                request.environ,
-                self._sharing_rule(request.url_rule),
-                values,
-                self.route_settings.__getitem__,
-                self.app,
-                request._get_current_object(),  # type: ignore[attr-defined]
-                self._session_cookie,
-            )
+            call = self._call(environ)
+            answer = self._dispatcher.respond(call, rule, values)
         except HandshakeError as error:
-            return refusal(error)
-        if answer is None:
-            # The server lets nothing of this onto the wire any more.
-            return self.app.response_class(status=200)
-        return answer
+            return refusal(error, environ)
+        if answer is not None:
+            return answer
+        call.tell_lost_changes()
+        # For after_request functions; nothing of it goes onto the wire.
+        return self._app.response_class(status=101)
 
-    def _session_cookie(self) -> Sequence[tuple[str, str]]:
-        """The Set-Cookie header of a ``flask.session`` that was changed before the 101."""
-        if not flask.session.modified:
-            return ()
-        response = self.app.response_class()
-        self.app.session_interface.save_session(self.app, flask.session._get_current_object(), response)  # type: ignore[attr-defined]
+    def _call(self, environ: WSGIEnvironment) -> _FlaskCall:
+        return _FlaskCall(environ, self._app, self._dispatcher.settings)
+
+    def _lend_call(self) -> None:
+        """Runs before each request: a view may return a ``WebSocketUpgrade``."""
+        environ = flask.request.environ
+        if KEY in environ:
+            environ[CALL_KEY] = self._call
+
+
+class _FlaskCall(ServerCall):
+    """A request in a Flask app that a session answers."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, environ: WSGIEnvironment, app: flask.Flask, settings: Settings) -> None:
+        super().__init__(environ, app, settings)
+        # Not by their proxies, for any greenlet may be the first to use a session.
+        self._request = flask.request._get_current_object()  # type: ignore[attr-defined]
+        self._session = flask.session._get_current_object()  # type: ignore[attr-defined]
+
+    def headers(self) -> Iterable[tuple[str, str]]:
+        """The cookie of a ``flask.session`` that was changed."""
+        app, session = self.application, self._session
+        if app.session_interface.is_null_session(session):
+            return []
+        response = app.response_class()
+        app.session_interface.save_session(app, session, response)
+        session.modified = False
         return [("Set-Cookie", value) for value in response.headers.getlist("Set-Cookie")]
 
+    def tell_lost_changes(self) -> None:
+        """Warns of a ``flask.session`` that was changed when its cookie was gone."""
+        if self._session.modified and isinstance(self.application.session_interface, SecureCookieSessionInterface):
+            log.warning(
+                "flask.session was changed after the 101 of %a, which no cookie can tell the client any more: "
+                "change it before the first use of the WebSocket's session",
+                flask.request.path,
+            )
 
-def _rule_options(route: Route) -> dict[str, Any]:
-    return {"methods": ["GET"], **route.rule_options}
+    def failed(self, name: str, error: BaseException) -> None:
+        """Lets Flask handle what the handler raised, when the view has returned.
+
+        A view that raised it would have it handled by the app's error handlers, which know nothing of a 101 and may
+        pass over it in silence. Where the response is made ready it becomes, in every case, what Flask calls an
+        unhandled exception.
+        """
+        errors = [error]
+
+        @flask.after_this_request
+        def raise_once(response: flask.Response) -> flask.Response:
+            if errors:
+                raise errors.pop()
+            return response
 
 
-def _mismatch(error: HTTPException) -> Any:
+def _configured(app: flask.Flask) -> Settings:
+    """The settings in an app's configuration."""
+    names = {CONFIG_PREFIX + name.upper(): name for name in Settings.names()}
+    settings = Settings()
+    for key, value in app.config.items():
+        if key.startswith(CONFIG_PREFIX):
+            if key not in names:
+                raise unknown_option(key, list(names))
+            try:
+                settings = settings.override(**{names[key]: value})
+            except ValueError as error:
+                raise ValueError(f"{key} of the app's configuration: {error}") from None
+    return settings
+
+
+def _mismatch(error: WebsocketMismatch) -> Any:
     """An HTTP request on a WebSocket rule, or the reverse."""
-    if is_upgrade(flask.request.environ):
-        return refusal(HandshakeError(400, "There is no WebSocket at this path: it is an HTTP page."))
-    return refusal(
-        HandshakeError(426, "This is a WebSocket route: ask for it with a WebSocket client.", [("Upgrade", "websocket")])
-    )
+    environ = flask.request.environ
+    try:
+        if not is_upgrade(environ):
+            raise upgrade_required(environ)
+        # One that Werkzeug does not take for a WebSocket's, because it is malformed, is told why.
+        read_handshake(environ)
+        raise HandshakeError(400, "There is no WebSocket at this path: it is an HTTP page.")
+    except HandshakeError as refused:
+        return refusal(refused, environ)

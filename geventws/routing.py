@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import inspect
+import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from werkzeug.exceptions import HTTPException, NotFound
-from werkzeug.routing import Map, RequestRedirect, Rule
-from werkzeug.wrappers import Response
+from werkzeug.routing import Map, Rule
 
 from geventws.call import (
+    CALL_KEY,
     DefaultWebSocketServerSession,
     Handler,
     ServerCall,
     WebSocketServerSession,
     call_handler,
-    choose,
-    http_response,
+    finish,
     refusal,
 )
 from geventws.errors import HandshakeError, UsageError
-from geventws.protocol.handshake import is_upgrade
-from geventws.settings import Settings
+from geventws.protocol.handshake import check_origin, choose_protocol, is_upgrade
+from geventws.settings import Settings, unknown_option
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-    from werkzeug.wrappers import Request
 
-__all__ = ["Blueprint", "Route", "RouteTable", "WebSocketUpgrade", "WebSockets"]
+__all__ = ["Blueprint", "Dispatcher", "Route", "RouteTable", "WebSocketUpgrade", "WebSockets"]
 
 F = TypeVar("F", bound=Handler)
 
 #: The options of a route that go to Werkzeug's Rule.
 RULE_OPTIONS = frozenset({"defaults", "subdomain", "host", "strict_slashes", "merge_slashes", "build_only"})
 
+_is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+
 
 class Route:
     """A handler, the rule it answers, and how its sessions are made."""
 
-    __slots__ = ("before", "endpoint", "handler", "negotiate_extensions", "options", "protocols", "raw", "rule", "rule_options")
+    __slots__ = (
+        "before",
+        "endpoint",
+        "handler",
+        "negotiate_extensions",
+        "options",
+        "protocols",
+        "raw",
+        "rule",
+        "rule_options",
+    )
 
     def __init__(
         self,
@@ -53,21 +65,31 @@ class Route:
         before: Sequence[Handler] = (),
         **options: Any,
     ) -> None:
-        if not callable(handler):
-            raise TypeError(f"a handler is a function of a session, not {type(handler).__name__}")
+        _check_handler(handler)
         if negotiate_extensions and not raw:
             raise ValueError("negotiate_extensions is for raw routes; default sessions always negotiate theirs")
         self.rule = rule
         self.handler = handler
-        self.endpoint = endpoint or handler.__name__
-        self.protocols = _protocols(protocol)
+        self.endpoint = endpoint or str(getattr(handler, "__name__", type(handler).__name__))
+        self.protocols = _check_protocols(protocol)
         self.raw = raw
         self.negotiate_extensions = negotiate_extensions
+        #: What runs before the handler: the hooks of the route's blueprint.
         self.before = before
         self.rule_options = {name: options.pop(name) for name in RULE_OPTIONS & options.keys()}
-        # Bad options are told where they stand, not at the first request.
-        Settings().override(**options)
         self.options = options
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Tells of bad options where they stand, not at the first request."""
+        for name in self.options:
+            if name not in Settings.names():
+                raise unknown_option(name, [*Settings.names(), *sorted(RULE_OPTIONS)])
+        self.settings(Settings())
+        if self.raw and self.options.get("ping_interval") is not None:
+            raise ValueError("ping_interval is for default sessions: a raw one is kept alive by geventws.pinger")
+        if self.raw and self.options.get("extensions") and not self.negotiate_extensions:
+            raise ValueError("extensions of a raw route are only negotiated with negotiate_extensions=True")
 
     def settings(self, base: Settings) -> Settings:
         """``base`` with this route's options; a raw route has no extensions unless it asks for them."""
@@ -75,20 +97,49 @@ class Route:
         return settings if not self.raw or self.negotiate_extensions else settings.override(extensions=())
 
 
-def _protocols(protocol: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def _check_handler(handler: Any) -> None:
+    if not callable(handler):
+        raise TypeError(f"a handler is a function of a session, not {type(handler).__name__}")
+    if inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler):
+        raise TypeError(f"the handler {handler.__name__} must be a plain function: def instead of async def, no await")
+    if inspect.isgeneratorfunction(handler):
+        raise TypeError(f"the handler {handler.__name__} must not yield: it sends by session.send(...)")
+    if not _can_be_called(handler, None):
+        raise TypeError(f"the handler {getattr(handler, '__name__', handler)!r} must take the session first")
+
+
+def _can_be_called(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Tells whether ``function`` takes ``arguments``, and perhaps others."""
+    try:
+        # Of a decorator's function, not of the one it wraps: that may be called with more, or with less.
+        signature = inspect.signature(function, follow_wrapped=False)
+    except ValueError:
+        # A builtin may have none.
+        return True
+    try:
+        signature.bind_partial(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _check_protocols(protocol: Any) -> tuple[str, ...] | None:
     if protocol is None:
         return None
-    protocols = (protocol,) if isinstance(protocol, str) else tuple(protocol)
+    protocols = (protocol,) if isinstance(protocol, str) or not isinstance(protocol, Iterable) else tuple(protocol)
     for name in protocols:
-        if not isinstance(name, str) or not name or not all(c.isascii() and c.isprintable() and c not in '()<>@,;:\\"/[]?={} ' for c in name):
+        if not isinstance(name, str) or not _is_token(name):
             raise ValueError(f"protocol must be a token or a list of tokens (RFC 6455 4.1), not {protocol!r}")
     if not protocols:
         raise ValueError("protocol must name a subprotocol, or be None for any client")
     return protocols
 
 
-class RouteTable:
-    """What a blueprint and an app have in common: routes are added to them, by decorator or by call."""
+class RouteTable(ABC):
+    """What a blueprint and an app have in common: routes are added to them, and hooks that run before handlers."""
+
+    def __init__(self) -> None:
+        self._hooks: list[Handler] = []
 
     def route(
         self,
@@ -102,14 +153,22 @@ class RouteTable:
     ) -> Callable[[F], F]:
         """Decorates the handler of the WebSockets at ``rule``, in Werkzeug's (Flask's) syntax.
 
-        ``protocol`` is the subprotocol that it speaks, or a list of them in order of preference, None for any client; several routes may share a
-        rule with different ones. ``raw`` gives the handler frames instead of messages; ``negotiate_extensions`` lets a raw route use the app's
-        extensions. ``endpoint`` is the name for ``url_for``, the function's by default. Further options are settings that this route overrides,
-        and Werkzeug's ``defaults``, ``subdomain``, ``host`` and ``strict_slashes``. The handler is called with the session and the rule's values.
+        ``protocol`` is the subprotocol that it speaks, or a list of them in order of preference, None for any client;
+        several routes may share a rule with different ones, and the first that fits is taken. ``raw`` gives the handler
+        frames instead of messages; ``negotiate_extensions`` lets a raw route use the app's extensions. ``endpoint`` is
+        the name for ``url_for``, the function's by default. Further options are settings that this route overrides,
+        and Werkzeug's ``defaults``, ``subdomain``, ``host``, ``strict_slashes`` and so on.
+
+        The handler is called with the session and the rule's values. Before the session is used it may raise an
+        ``HTTPException`` or return a response, which the client gets; what it returns after that doesn't matter.
+
+        Raises ``ValueError``, ``TypeError`` or ``UsageError`` for what is no route.
         """
+        if not isinstance(rule, str):
+            raise TypeError(f"a route needs its rule, as in @....route('/path'), not {rule!r}")
 
         def decorate(handler: F) -> F:
-            self.add_route(
+            self._add(
                 Route(
                     rule,
                     handler,
@@ -124,47 +183,52 @@ class RouteTable:
 
         return decorate
 
-    def add_route(self, route: Route) -> None:
+    def before_request(self, function: F) -> F:
+        """Decorates a function that runs before each handler, while all is still HTTP; of an app, blueprints included.
+
+        It takes the session or nothing. What it raises or returns, unless None, is the client's answer in place of a
+        WebSocket.
+        """
+        if not callable(function):
+            raise TypeError(
+                f"before_request takes a function of a session or of nothing, not {type(function).__name__}"
+            )
+        if _can_be_called(function, None):
+            self._hooks.append(function)
+        else:
+            self._hooks.append(lambda session: function())
+        return function
+
+    @abstractmethod
+    def _add(self, route: Route) -> None:
         """Adds a route."""
-        raise NotImplementedError
 
 
 class Blueprint(RouteTable):
     """Routes that are registered together, on a Flask app with ``app.register_blueprint`` or on a ``WebSockets``.
 
-    ``name`` precedes the endpoints, ``import_name`` is the module's ``__name__``, ``url_prefix`` precedes the rules.
+    ``name`` precedes the endpoints, ``import_name`` is the module's ``__name__``, ``url_prefix`` precedes the rules,
+    and ``subdomain`` is where a Flask app that matches subdomains has them.
     """
 
     def __init__(
         self, name: str, import_name: str = "__main__", *, url_prefix: str | None = None, subdomain: str | None = None
     ) -> None:
-        if not name or "." in name:
-            raise ValueError(f"a blueprint's name is not empty and has no dot, which stands before the endpoint: {name!r}")
-        self.name = name
+        super().__init__()
+        self.name = _check_name(name)
         self.import_name = import_name
         self.url_prefix = url_prefix
         self.subdomain = subdomain
-        self.routes: list[Route] = []
-        self._before: list[Handler] = []
+        self._routes: list[Route] = []
         self._registered = False
 
-    def add_route(self, route: Route) -> None:
-        """Adds a route; raises ``UsageError`` after the blueprint was registered, or for a second one of the same endpoint."""
+    def _add(self, route: Route) -> None:
         if self._registered:
             raise UsageError(f"the blueprint {self.name!r} is registered already: add {route.rule!r} before that")
-        if any(other.endpoint == route.endpoint for other in self.routes):
-            raise UsageError(f"the blueprint {self.name!r} has a route {route.endpoint!r} already: give this one an endpoint=")
-        route.before = self._before
-        self.routes.append(route)
-
-    def before_request(self, function: F) -> F:
-        """Decorates a function that runs before each handler of this blueprint, while all is still HTTP.
-
-        It takes the session or nothing. What it raises or returns, unless None, is the client's answer in place of a WebSocket.
-        """
-        takes_session = len(inspect.signature(function).parameters) > 0
-        self._before.append(function if takes_session else lambda session: function())
-        return function
+        if any(other.endpoint == route.endpoint for other in self._routes):
+            raise endpoint_taken(f"the blueprint {self.name!r}", route)
+        route.before = self._hooks
+        self._routes.append(route)
 
     def register(self, app: Any, options: Mapping[str, Any]) -> None:
         """Called by Flask's ``register_blueprint``; the ``WebSockets`` extension of ``app`` does the rest."""
@@ -176,128 +240,193 @@ class Blueprint(RouteTable):
             )
         extension.register_blueprint(self, **options)
 
-    def registered(self) -> None:
-        """Called by an app that took the routes."""
+    def take_routes(self) -> Sequence[Route]:
+        """The routes, for an app that registers them; from now on none can be added."""
         self._registered = True
+        return self._routes
 
 
-def prefixed(prefix: str | None, rule: str) -> str:
-    """``rule`` behind ``prefix``, with one slash between."""
-    if not prefix:
-        return rule
-    return f"{prefix.rstrip('/')}/{rule.lstrip('/')}" if rule else prefix
+def _check_name(name: Any) -> str:
+    if not isinstance(name, str) or not name or "." in name:
+        raise ValueError(f"a blueprint's name must be a str that is not empty and has no dot, not {name!r}")
+    return name
 
 
-def respond(
-    environ: WSGIEnvironment,
-    routes: Sequence[Route],
-    values: Mapping[str, Any],
-    settings: Callable[[Route], Settings],
-    application: Any,
-    request: Request | None = None,
-    extra_headers: Callable[[], Sequence[tuple[str, str]]] | None = None,
-) -> Any:
-    """Answers a request on one of ``routes``, which share a rule: gives the HTTP answer, or None after a WebSocket.
+def endpoint_taken(owner: str, route: Route) -> UsageError:
+    """The error for a route whose endpoint ``owner`` has already."""
+    return UsageError(
+        f"{owner} has an endpoint {route.endpoint!r} already: give the route at {route.rule!r} another by endpoint="
+    )
+
+
+def name_taken(name: str) -> UsageError:
+    """The error for a blueprint whose ``name`` an app has already."""
+    return UsageError(f"a blueprint {name!r} is registered already: give this one another by name=")
+
+
+class Choice(NamedTuple):
+    """A route of an app, its settings there, and its name there."""
+
+    route: Route
+    settings: Settings
+    endpoint: str
+
+
+class Dispatcher:
+    """The routes of an app by the rules that Werkzeug matches.
+
+    ``settings`` are the app's, and ``hooks`` run before all handlers.
+    """
+
+    def __init__(self, settings: Settings, hooks: Sequence[Handler]) -> None:
+        self.settings = settings
+        self._hooks = hooks
+        self._by_rule: dict[Any, list[Choice]] = {}
+
+    def add(self, rule: Rule, route: Route) -> None:
+        """Adds a route by the ``rule`` that an app's map has for it.
+
+        Raises ``UsageError`` where no client could ever get to it, because of the routes that share its rule.
+        """
+        choices = self._by_rule.setdefault(_key(rule), [])
+        spoken: set[str] = set()
+        for choice in choices:
+            if choice.route.protocols is None:
+                raise UsageError(f"{_no_way_to(rule)}: {choice.endpoint!r} comes before it and takes any client")
+            if choice.route.rule_options.get("defaults") != route.rule_options.get("defaults"):
+                raise UsageError(f"{choice.endpoint!r} and {rule.endpoint!r} share a rule, and must share its defaults")
+            spoken.update(choice.route.protocols)
+        if route.protocols is not None and spoken.issuperset(route.protocols):
+            raise UsageError(f"{_no_way_to(rule)}: the routes before it speak {', '.join(route.protocols)} already")
+        choices.append(Choice(route, route.settings(self.settings), rule.endpoint))
+
+    def respond(self, call: ServerCall, rule: Rule, values: Mapping[str, Any]) -> Any:
+        """Answers ``call``, for which Werkzeug found ``rule`` and ``values``; gives and raises as `respond`."""
+        return respond(call, self._by_rule[_key(rule)], self._hooks, values)
+
+
+def _key(rule: Rule) -> tuple[str, str | None, str | None]:
+    return rule.rule, rule.subdomain, rule.host
+
+
+def _no_way_to(rule: Rule) -> str:
+    return f"the route {rule.endpoint!r} at {rule.rule!r} would never be taken"
+
+
+def respond(call: ServerCall, choices: Sequence[Choice], hooks: Sequence[Handler], values: Mapping[str, Any]) -> Any:
+    """Runs the first of ``choices`` that fits the client; gives the HTTP answer, or None after a WebSocket.
 
     Raises ``HandshakeError``, and before the 101 what the handler raises.
     """
-    # Protocols choose the route and the route's settings choose the origins, so the request is read before.
-    call = ServerCall(environ, application, settings(routes[0]), request, extra_headers)
-    route, protocol = choose(routes, call.offered_protocols)
-    if route is not routes[0]:
-        call = ServerCall(environ, application, settings(route), request, extra_headers)
-    call.protocol = protocol
+    choice, call.protocol = _choose(choices, call.offered_protocols)
+    route, settings = choice.route, choice.settings
+    check_origin(call.environ, settings.origins)
     session_class = WebSocketServerSession if route.raw else DefaultWebSocketServerSession
-    session = session_class(settings(route), call)
-    for function in route.before:
-        answer = function(session)
-        if answer is not None:
-            return answer
-    return call_handler(session, route.handler, values, route.endpoint)
+    return call_handler(session_class(settings, call), (*hooks, *route.before), route.handler, values, choice.endpoint)
 
 
-def finish(answer: Any, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Gives a WSGI server the HTTP answer, or what it must see after a WebSocket: nothing."""
-    if answer is None:
-        start_response("101 Switching Protocols", [])
-        return []
-    return http_response(answer)(environ, start_response)
+def _choose(choices: Sequence[Choice], offered: Sequence[str]) -> tuple[Choice, str | None]:
+    """The first choice that speaks a subprotocol of ``offered``, and which; without one it takes any client."""
+    for choice in choices:
+        protocols = choice.route.protocols
+        if protocols is None:
+            return choice, None
+        protocol = choose_protocol(offered, protocols)
+        if protocol is not None:
+            return choice, protocol
+    spoken = dict.fromkeys(protocol for choice in choices for protocol in choice.route.protocols or ())
+    raise HandshakeError(
+        400, f"This route speaks the subprotocols {', '.join(spoken)}: offer one of them in Sec-WebSocket-Protocol."
+    )
 
 
 class WebSockets(RouteTable):
     """A WSGI app of WebSocket routes; what is no WebSocket request on one of them goes to ``app``.
 
-    ``app`` is the WSGI app behind this one, None for none: then unknown paths get 404, and a route without a WebSocket client 426. The
-    settings are those of `Settings`. Raises ``ValueError`` that names the option for a bad one.
+    ``app`` is the WSGI app behind this one, None for none: then unknown paths get 404, and a route without a WebSocket
+    client 426. The settings are those of `Settings`. Raises ``ValueError`` that names the option for a bad one.
     """
 
     def __init__(self, app: WSGIApplication | None = None, **settings: Any) -> None:
+        super().__init__()
+        if app is not None and not callable(app):
+            raise TypeError(f"WebSockets takes the WSGI app behind it, or nothing, not {type(app).__name__}")
         self.app = app
         self.settings = Settings().override(**settings)
         self._map = Map()
-        self._routes: dict[str, Route] = {}
-        self._settings: dict[Route, Settings] = {}
-        self._by_rule: dict[Any, list[Route]] = {}
+        self._dispatcher = Dispatcher(self.settings, self._hooks)
+        self._endpoints: set[str] = set()
         self._blueprints: set[str] = set()
 
-    def add_route(self, route: Route) -> None:
-        """Adds a route; raises ``UsageError`` for a second one of the same endpoint."""
-        self._add(route, route.endpoint, route.rule)
-
-    def _add(self, route: Route, endpoint: str, rule: str, subdomain: str | None = None) -> None:
-        if endpoint in self._routes:
-            raise UsageError(f"there is a route {endpoint!r} already: give this one an endpoint=")
-        options = dict(route.rule_options)
-        if subdomain is not None:
-            options.setdefault("subdomain", subdomain)
-        added = Rule(rule, endpoint=endpoint, websocket=True, **options)
-        self._map.add(added)
-        self._routes[endpoint] = route
-        self._settings[route] = route.settings(self.settings)
-        self._by_rule.setdefault((added.rule, added.subdomain, added.host), []).append(route)
+    def _add(self, route: Route, blueprint: str | None = None, prefix: str | None = None) -> None:
+        endpoint = route.endpoint if blueprint is None else f"{blueprint}.{route.endpoint}"
+        if endpoint in self._endpoints:
+            raise endpoint_taken("the app", route)
+        if "subdomain" in route.rule_options or "host" in route.rule_options:
+            raise UsageError(
+                "subdomain and host are for Flask apps: without a framework a route looks at session.request.host"
+            )
+        rule = Rule(_prefixed(prefix, route.rule), endpoint=endpoint, websocket=True, **route.rule_options)
+        self._map.add(rule)
+        self._dispatcher.add(rule, route)
+        self._endpoints.add(endpoint)
 
     def register_blueprint(self, blueprint: Blueprint, url_prefix: str | None = None, name: str | None = None) -> None:
-        """Adds a blueprint's routes, behind ``url_prefix`` in place of the blueprint's own, under ``name`` in place of its name.
+        """Adds a blueprint's routes, behind ``url_prefix`` and under ``name`` in place of the blueprint's own.
 
         Raises ``UsageError`` where that name is registered already.
         """
-        name = name or blueprint.name
+        if not isinstance(blueprint, Blueprint):
+            raise TypeError(f"register_blueprint takes a geventws.Blueprint, not {type(blueprint).__name__}")
+        if blueprint.subdomain is not None:
+            raise UsageError(f"the blueprint {blueprint.name!r} has a subdomain, which only a Flask app can match")
+        name = blueprint.name if name is None else _check_name(name)
         if name in self._blueprints:
-            raise UsageError(f"a blueprint {name!r} is registered already: give this one another name=")
+            raise name_taken(name)
         self._blueprints.add(name)
-        prefix = blueprint.url_prefix if url_prefix is None else url_prefix
-        for route in blueprint.routes:
-            self._add(route, f"{name}.{route.endpoint}", prefixed(prefix, route.rule), blueprint.subdomain)
-        blueprint.registered()
+        for route in blueprint.take_routes():
+            self._add(route, name, blueprint.url_prefix if url_prefix is None else url_prefix)
 
-    def url_for(self, endpoint: str, **values: Any) -> str:
-        """The path of a route: ``url_for("chat.echo", name="ada")``."""
-        return self._map.bind("").build(endpoint, values)
+    def url_for(self, endpoint: str, /, **values: Any) -> str:
+        """The path of a route: ``url_for("chat.echo", name="ada")``; values that the rule lacks become its query.
+
+        Raises Werkzeug's ``BuildError``.
+        """
+        # Werkzeug builds whole URLs for WebSockets; the host is the business of who asks.
+        return self._map.bind("host").build(endpoint, values).removeprefix("ws://host")
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self.app is not None and not is_upgrade(environ):
             return self.app(environ, start_response)
+        answer: Any
         try:
             # Matched as a WebSocket whatever the headers say, so that an incomplete handshake is told what it lacks.
             rule, values = self._map.bind_to_environ(environ).match(websocket=True, return_rule=True)
-            routes = self._by_rule[rule.rule, rule.subdomain, rule.host]
-            answer = respond(environ, routes, values, self._settings.__getitem__, self)
         except NotFound as error:
+            environ[CALL_KEY] = self._call
             answer = error if self.app is None else self.app
-        except RequestRedirect as redirect:
-            answer = redirect
         except HTTPException as error:
             answer = error
-        except HandshakeError as error:
-            answer = refusal(error)
+        else:
+            try:
+                answer = self._dispatcher.respond(self._call(environ), rule, values)
+            except HTTPException as error:
+                answer = error
+            except HandshakeError as error:
+                answer = refusal(error, environ)
         return finish(answer, environ, start_response)
+
+    def _call(self, environ: WSGIEnvironment) -> ServerCall:
+        return ServerCall(environ, self, self.settings)
 
 
 class WebSocketUpgrade:
     """A WSGI application that answers a WebSocket request by a raw session: call it, or return it from a view.
 
-    ``handle`` is called with the session. ``protocol`` is the subprotocol that it speaks, or a list of them, None for any client. ``install_extensions``
-    negotiates the ``extensions`` of the settings. In Flask the view's rule needs ``websocket=True``.
+    ``handle`` is called with the session. ``protocol`` is the subprotocol that it speaks, or a list of them, None for
+    any client. ``install_extensions`` negotiates the extensions of the app. The settings are those of the app, a
+    ``WebSockets`` or a Flask app with the extension, that the request came through; ``settings`` override them. In
+    Flask the view's rule needs ``websocket=True``.
     """
 
     def __init__(
@@ -307,19 +436,33 @@ class WebSocketUpgrade:
         install_extensions: bool = False,
         **settings: Any,
     ) -> None:
-        self._route = Route("", handle, protocol=protocol, raw=True, negotiate_extensions=install_extensions, endpoint=_name(handle))
-        self._settings = self._route.settings(Settings().override(**settings))
+        for name in settings:
+            if name not in Settings.names():
+                raise unknown_option(name, Settings.names())
+        if settings.get("extensions") and not install_extensions:
+            raise ValueError("extensions of a WebSocketUpgrade are only negotiated with install_extensions=True")
+        self._route = Route(
+            "", handle, protocol=protocol, raw=True, negotiate_extensions=install_extensions, **settings
+        )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        route = self._route
         answer: Any
         try:
-            answer = respond(environ, [self._route], {}, lambda route: self._settings, self)
+            call = environ.get(CALL_KEY, self._call)(environ)
+            answer = respond(call, [Choice(route, route.settings(call.settings), route.endpoint)], (), {})
         except HTTPException as error:
             answer = error
         except HandshakeError as error:
-            answer = refusal(error)
+            answer = refusal(error, environ)
         return finish(answer, environ, start_response)
 
+    def _call(self, environ: WSGIEnvironment) -> ServerCall:
+        return ServerCall(environ, self, Settings())
 
-def _name(handle: Handler) -> str:
-    return str(getattr(handle, "__name__", type(handle).__name__))
+
+def _prefixed(prefix: str | None, rule: str) -> str:
+    """``rule`` behind ``prefix``, with one slash between."""
+    if not prefix:
+        return rule
+    return f"{prefix.rstrip('/')}/{rule.lstrip('/')}" if rule else prefix

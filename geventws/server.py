@@ -14,6 +14,7 @@ from errno import ECONNRESET
 from functools import partial
 from math import isfinite
 from socket import IPPROTO_TCP, SHUT_RD, SHUT_WR, TCP_NODELAY
+from sys import intern
 from time import monotonic
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from gevent.ssl import SSLContext, SSLSocket
 from geventws.errors import UsageError
 from geventws.frames import CloseCode
 from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
-from geventws.upgrade import KEY, NO_INPUT, Upgrade, lighten, names_websocket, unwrap
+from geventws.upgrade import KEY, NO_INPUT, Upgrade, flatten, lighten, names_websocket, unwrap
 
 __all__ = ["PeerLog", "WSGIServer"]
 
@@ -110,9 +111,17 @@ def _format_address(address: Any) -> str:
     return str(address) or "unix socket"
 
 
-def tls_failure(error: BaseException) -> str:
-    """What a failed TLS handshake is logged with."""
-    return (error.reason if isinstance(error, ssl.SSLError) else str(error)) or type(error).__name__
+def shake_hands(server: Any, sock: Any, address: Any, timeout: float | None, peer_log: PeerLog) -> Any:
+    """The TLS socket for a plain one; None after a handshake that failed or took too long, which is logged."""
+    try:
+        # An OSError, as gevent's socket closes itself after one.
+        with gevent.Timeout(timeout, TimeoutError("it took too long")):
+            return server.wrap_socket(sock, **server.ssl_args)
+    except OSError as error:
+        reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
+        peer_log.log("the TLS handshake failed", address, reason or type(error).__name__)
+    sock.close()
+    return None
 
 
 def linger(sock: Any) -> None:
@@ -301,7 +310,7 @@ class WSGIHandler(pywsgi.WSGIHandler):
         self.environ = self.get_environ()
         self.request = None
         stopping = self.upgrade is not None and not server.started
-        self.application = server_is_stopping if stopping else server.application
+        self.application = server_is_stopping if stopping else flatten(server.application)
         return True
 
     def get_environ(self) -> dict[str, Any]:
@@ -348,6 +357,7 @@ class WSGIHandler(pywsgi.WSGIHandler):
         self.headers_sent = True
         self.response_headers = None
         self._orig_status = self.status = "101 Switching Protocols"
+        self.requestline = intern(self.requestline or "")
         assert self.environ is not None
         lighten(self.environ)
         return unwrap(sock), read_ahead
@@ -493,7 +503,7 @@ class WSGIServer(pywsgi.WSGIServer):
         self._connections += 1
         try:
             if self.ssl_enabled:
-                sock = self._shake_hands(sock, address)
+                sock = shake_hands(self, sock, address, self.handshake_timeout, self.peer_log)
                 if sock is None:
                     return
             handler = self.handler_class(sock, address, self)
@@ -504,16 +514,6 @@ class WSGIServer(pywsgi.WSGIServer):
             self._connections -= 1
             if self._connections == 0:
                 self._all_gone.set()
-
-    def _shake_hands(self, sock: Any, address: Any) -> Any:
-        """The TLS socket; None after a handshake that failed."""
-        try:
-            with gevent.Timeout(self.handshake_timeout, TimeoutError("it took too long")):
-                return self.wrap_socket(sock, **self.ssl_args)
-        except OSError as error:
-            self.peer_log.log("the TLS handshake failed", address, tls_failure(error))
-        sock.close()
-        return None
 
     def update_environ(self) -> None:
         """Fills in the listener's address, without pywsgi's look-up of its name, which may take seconds."""

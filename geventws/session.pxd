@@ -4,6 +4,9 @@ from geventws.connection cimport Connection
 from geventws.transport cimport monotonic
 
 
+cdef int CONNECTING, OPEN
+
+
 cdef class WebSocketSession:
     cdef readonly Connection connection
     cdef readonly object call

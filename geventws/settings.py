@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,11 +13,16 @@ if TYPE_CHECKING:
     from geventws.converters import ContentConverter
     from geventws.protocol.extensions import Extension
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "check_option", "unknown_option"]
 
-_DURATIONS = ("ping_interval", "timeout", "handshake_timeout", "message_timeout")
+_DURATIONS = ("ping_interval", "timeout", "message_timeout")
 _SIZES = ("max_frame_size", "max_fragments", "read_limit", "write_limit")
 _REQUIRED = ("timeout",)
+
+# RFC 6454 6.2, in what a browser can send: a host name is in ASCII, and there is no path.
+_is_origin = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._~-]+)(:[0-9]{1,5})?", re.IGNORECASE).fullmatch
+
+_is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +58,10 @@ class Settings:
     write_limit: int | None = 64 * 1024
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "extensions", tuple(self.extensions))
-        if isinstance(self.origins, Iterable) and not isinstance(self.origins, str):
-            object.__setattr__(self, "origins", tuple(self.origins))
+        for name in ("extensions", "origins"):
+            value = getattr(self, name)
+            if isinstance(value, Iterable) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
         for field in fields(self):
             check_option(field.name, getattr(self, field.name))
 
@@ -63,13 +71,22 @@ class Settings:
         return [field.name for field in fields(cls)]
 
     def override(self, **options: Any) -> Settings:
-        """These settings with ``options`` in place of some; raises ``TypeError`` for a name that is no option."""
+        """These settings with ``options`` in place of some.
+
+        Raises ``ValueError`` that names the option for a bad value, ``TypeError`` for a name that is no option.
+        """
         if not options:
             return self
         for name in options:
             if name not in self.names():
-                raise TypeError(f"{name!r} is no setting; the settings are {', '.join(self.names())}")
+                raise unknown_option(name, self.names())
         return replace(self, **options)
+
+
+def unknown_option(name: str, names: Sequence[str]) -> TypeError:
+    """The error for ``name``, which is none of ``names``; it says which was meant, or lists all."""
+    similar = get_close_matches(name, names, 1)
+    return TypeError(f"there is no option {name}: {f'{similar[0]}?' if similar else 'there are ' + ', '.join(names)}")
 
 
 def check_option(name: str, value: Any) -> None:
@@ -90,27 +107,53 @@ def check_option(name: str, value: Any) -> None:
         _check_origins(value)
     elif name == "extensions":
         _check_extensions(value)
+    elif name == "content_converter":
+        _check_converter(value)
 
 
 def _check_origins(value: Any) -> None:
     if value is None or value == "same":
         return
-    if not isinstance(value, tuple) or not all(isinstance(origin, str) for origin in value):
-        raise ValueError(f'origins must be "same", a list of origins such as "https://example.com", or None, not {value!r}')
+    if not isinstance(value, tuple):
+        raise ValueError(
+            f'origins must be "same", a list of origins such as "https://example.com", or None for all, not {value!r}'
+        )
     for origin in value:
-        scheme, separator, host = origin.partition("://")
-        if origin != "null" and (not separator or not scheme or not host or "/" in host):
-            raise ValueError(f'origins has {origin!r}; an origin is scheme://host or scheme://host:port, as in "https://example.com"')
+        if origin != "null" and not (isinstance(origin, str) and _is_origin(origin)):
+            raise ValueError(
+                f"origins has {origin!r}: an origin is scheme://host or scheme://host:port in ASCII, "
+                "without a path and without wildcards; origins=None lets all in"
+            )
 
 
-def _check_extensions(value: Sequence[Any]) -> None:
+def _check_extensions(value: Any) -> None:
+    if not isinstance(value, tuple):
+        raise ValueError(f"extensions must be a list, as in [PermessageDeflate()], not {value!r}")
     claimed: dict[int, str] = {}
     for extension in value:
-        for attribute in ("name", "rsv", "accept"):
-            if not hasattr(extension, attribute):
-                raise ValueError(f"extensions has {extension!r}, which lacks {attribute!r} of geventws.Extension")
+        if isinstance(extension, type):
+            raise ValueError(
+                f"extensions has the class {extension.__name__}: it takes instances, {extension.__name__}()"
+            )
+        name, rsv = getattr(extension, "name", None), getattr(extension, "rsv", None)
+        if not callable(getattr(extension, "accept", None)):
+            raise ValueError(f"extensions has {extension!r}, which lacks the method accept of geventws.Extension")
+        if not isinstance(name, str) or not _is_token(name):
+            raise ValueError(f"extensions has {extension!r}, whose name must be a token (RFC 6455 9.1), not {name!r}")
+        if isinstance(rsv, bool) or not isinstance(rsv, int) or not 0 <= rsv <= 7:
+            raise ValueError(f"extensions has {name}, whose rsv must be 0 or a sum of 4, 2 and 1, not {rsv!r}")
         for bit in (4, 2, 1):
-            if extension.rsv & bit:
+            if rsv & bit:
                 if bit in claimed:
-                    raise ValueError(f"extensions has {claimed[bit]} and {extension.name}, which claim the same RSV bit")
-                claimed[bit] = extension.name
+                    raise ValueError(f"extensions has {claimed[bit]} and {name}, which claim the same RSV bit")
+                claimed[bit] = name
+
+
+def _check_converter(value: Any) -> None:
+    if isinstance(value, type):
+        raise ValueError(f"content_converter must be an instance, {value.__name__}(), not the class")
+    if value is not None and not all(callable(getattr(value, name, None)) for name in ("serialize", "deserialize")):
+        raise ValueError(
+            "content_converter must have the methods serialize and deserialize, as geventws.JSONConverter() has, "
+            f"or be None, not {value!r}"
+        )

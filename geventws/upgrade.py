@@ -9,11 +9,12 @@ from __future__ import annotations
 from _socket import socket as RawSocket
 from collections.abc import Callable
 from sys import intern
+from types import FunctionType, MethodType
 from typing import Any
 
 from geventws.errors import UsageError
 
-__all__ = ["KEY", "Upgrade", "lighten", "names_websocket", "unwrap"]
+__all__ = ["KEY", "Upgrade", "flatten", "lighten", "names_websocket", "unwrap"]
 
 #: Where the environ holds the `Upgrade`.
 KEY = "geventws.upgrade"
@@ -87,6 +88,12 @@ class Upgrade:
 def names_websocket(upgrade: str | None) -> bool:
     """Tells whether an Upgrade field's value names the websocket protocol (RFC 6455 4.2.1)."""
     return upgrade is not None and any(token.strip(" \t").lower() == "websocket" for token in upgrade.split(","))
+
+
+def flatten(application: Any) -> Any:
+    """``application`` as Python calls it without a detour through C, whose frames stay on the stack of each session."""
+    call = type(application).__call__
+    return MethodType(call, application) if isinstance(call, FunctionType) else application
 
 
 def unwrap(sock: Any) -> Any:

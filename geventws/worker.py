@@ -7,7 +7,6 @@ keep-alive loop, and a worker that stops closes its WebSockets at once and waits
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -39,10 +38,10 @@ from geventws.server import (
     close_sessions,
     end_input,
     server_is_stopping,
+    shake_hands,
     shorten,
-    tls_failure,
 )
-from geventws.upgrade import KEY, Upgrade, lighten, names_websocket, unwrap
+from geventws.upgrade import KEY, Upgrade, flatten, lighten, names_websocket, unwrap
 
 __all__ = ["Worker"]
 
@@ -78,7 +77,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.draining = False
         self._exchanges: dict[Any, _Exchange] = {}
         # The connections that wait for a request, with the deadline of the first.
-        self._awaiting: dict[Any, _HandshakeTimeout | None] = {}
+        self._awaiting: dict[Any, _HeadTimeout | None] = {}
+        # The requests that are being answered.
+        self._requests: set[Any] = set()
         self._signalled = False
         super().__init__(*arguments, **keywords)
         self.peer_log = PeerLog(self.log.warning)
@@ -106,19 +107,25 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Loads the application, and stands between it and gunicorn."""
         super().load_wsgi()
-        self._application: Any = self.wsgi
+        self._application = flatten(self.wsgi)
         self.wsgi = self._call
 
     def run(self) -> None:
         """Serves until the worker is told to stop, then ends what is open."""
         self._stopping = Event()
-        listeners = self._listen()
-        while self.alive:
-            self.notify()
-            self._stopping.wait(1.0)
-        if self.aborted:
-            sys.exit(1)
-        self._drain(listeners)
+        try:
+            listeners = self._listen()
+            while self.alive:
+                self.notify()
+                self._stopping.wait(1.0)
+            if self.aborted:
+                sys.exit(1)
+            self._drain(listeners)
+        except SystemExit:
+            # The worker has to go at once: it was told to quit or aborted, or its master is gone.
+            close_sessions(self.sessions, CloseCode.GOING_AWAY)
+            gevent.sleep(FLUSH_SECONDS)
+            raise
 
     def _listen(self) -> list[_Listener]:
         options = {}
@@ -150,6 +157,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.draining = True
         for listener in listeners:
             listener.close()
+        for request in self._requests:
+            # Where the response has not begun, it says so.
+            request.force_close()
         pools = [listener.pool for listener in listeners]
         while open_pools := [pool for pool in pools if pool]:
             self.notify()
@@ -177,27 +187,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
         for pool in pools:
             pool.join(max(0.0, ends - monotonic()))
 
-    def notify(self) -> None:
-        """Tells the master that the worker lives, and ends it when the master does not."""
-        if self.ppid != os.getppid():
-            close_sessions(self.sessions, CloseCode.GOING_AWAY)
-            gevent.sleep(FLUSH_SECONDS)
-        super().notify()
-
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM: stops gracefully."""
         self._signalled = True
         super().handle_exit(sig, frame)
 
     def handle_quit(self, sig: int, frame: Any) -> None:
-        """SIGQUIT and SIGINT: says goodbye to the WebSockets and exits."""
+        """SIGQUIT and SIGINT: exits."""
         self._signalled = True
-        gevent.spawn(self._quit, sig, frame)
-
-    def _quit(self, sig: int, frame: Any) -> None:
-        close_sessions(self.sessions, CloseCode.GOING_AWAY)
-        # It sleeps for a moment, in which the hub flushes, before it exits.
-        super(GeventWorker, self).handle_quit(sig, frame)
+        super().handle_quit(sig, frame)
 
     def handle_abort(self, sig: int, frame: Any) -> None:
         """SIGABRT: the master has not heard of the worker for too long. What keeps it busy is what this interrupts."""
@@ -210,17 +208,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def serve(self, listener: Any, server: Any, client: Any, addr: Any) -> None:
         """Serves a new connection to its end, in its greenlet."""
-        deadline = None
-        # gunicorn bounds the wait for a plain head by `keepalive`, where that is set.
-        if server.ssl_enabled or not 0 < self.cfg.keepalive <= HANDSHAKE_TIMEOUT:
-            deadline = _HandshakeTimeout.start_new(HANDSHAKE_TIMEOUT)
+        left = HANDSHAKE_TIMEOUT
+        if server.ssl_enabled:
+            began = monotonic()
+            client = shake_hands(server, client, addr, left, self.peer_log)
+            if client is None:
+                return
+            left = max(0.0, left - (monotonic() - began))
+        # gunicorn bounds the wait for a head by `keepalive`, where that is set.
+        deadline = None if 0 < self.cfg.keepalive <= left else _HeadTimeout.start_new(left)
         try:
-            if server.ssl_enabled:
-                try:
-                    client = server.wrap_socket(client, **server.ssl_args)
-                except (OSError, _HandshakeTimeout) as error:
-                    self.peer_log.log("the TLS handshake failed", addr, tls_failure(error))
-                    return
             self._wait_for_head(client, deadline)
             self.handle(listener, client, addr)
         finally:
@@ -233,6 +230,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Serves one request; raises ``StopIteration`` where no other may follow on its connection."""
         self._head_is_here(sock)
         exchange = self._offer(req, sock, addr)
+        self._requests.add(req)
         try:
             # Past GeventWorker's, which swallows the SystemExit that ends the process.
             AsyncWorker.handle_request(self, listener_name, req, sock, addr)
@@ -244,11 +242,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
         except gevent.GreenletExit:
             raise StopIteration from None
         finally:
+            self._requests.discard(req)
             if exchange is not None:
                 exchange.upgrade.expire()
                 del self._exchanges[sock]
-        if exchange is not None:
-            # What follows on the connection is a WebSocket, or was meant to be one: never another request.
+        # What follows an offer is a WebSocket, or was meant to be one: never another request.
+        if exchange is not None or self.draining:
             raise StopIteration
         self._wait_for_head(sock, None)
 
@@ -262,15 +261,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if isinstance(exc, (SystemExit, KeyboardInterrupt)):
             if not self.aborted:
                 self.log.error("Worker (pid:%s) is ended by the application", self.pid, exc_info=exc)
-            raise exc
-        if isinstance(exc, _HandshakeTimeout):
+            # Not with the application's own status: gunicorn takes 3 and 4 for a failed boot, and gives up.
+            raise SystemExit(1) from exc
+        if isinstance(exc, _HeadTimeout):
             self.peer_log.log("408 the head of the request took too long", addr)
             with suppress(OSError):
                 util.write_error(client, 408, "Request Timeout", "")
         elif not isinstance(exc, gevent.GreenletExit):
             super().handle_error(req, client, addr, exc)
 
-    def _wait_for_head(self, sock: Any, deadline: _HandshakeTimeout | None) -> None:
+    def _wait_for_head(self, sock: Any, deadline: _HeadTimeout | None) -> None:
         self._awaiting[sock] = deadline
         sock.receipts = 0
 
@@ -391,8 +391,8 @@ class _Switched:
     sent = None
 
 
-class _HandshakeTimeout(gevent.Timeout):
-    """The TLS handshake and the head of the first request took too long."""
+class _HeadTimeout(gevent.Timeout):
+    """The head of the first request took too long."""
 
 
 class _Gathering:
@@ -420,6 +420,7 @@ class _Listener(StreamServer):
     """A listening socket of a worker."""
 
     socket: Any
+    _spawn: Any
 
     def __init__(self, worker: Worker, listener: Any, **options: Any) -> None:
         self._worker = worker
@@ -435,11 +436,17 @@ class _Listener(StreamServer):
             return None
         return _Client(listener.family, listener.type, listener.proto, descriptor), address
 
-    def handle(self, sock: Any, address: Any) -> None:
-        """Serves a connection, under TLS with the handshake."""
-        self._worker.serve(self._listener, self, sock, address)
+    def do_handle(self, sock: Any, address: Any) -> None:
+        """Starts the greenlet of a new connection; gevent's own way goes through more frames."""
+        try:
+            self._spawn(self._worker.serve, self._listener, self, sock, address)
+        except BaseException:
+            sock.close()
+            raise
 
-    wrap_socket_and_handle: Any = handle
+    def handle(self, sock: Any, address: Any) -> None:
+        """Serves a connection."""
+        self._worker.serve(self._listener, self, sock, address)
 
 
 class _PeerFilter(logging.Filter):

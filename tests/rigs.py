@@ -1,6 +1,7 @@
 """Real servers on free loopback ports, raw peers for them, and the small WSGI applications that they serve.
 
-The applications take the seam by hand and speak bytes, not WebSocket frames: what is tested here is who owns the connection.
+The applications take the seam by hand and speak bytes, not WebSocket frames: the tests are about who owns the
+connection.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ROOT = Path(geventws.__file__).parent.parent
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 
-# -- Applications -------------------------------------------------------------------------------------------------------
+# -- Applications ------------------------------------------------------------------------------------------------------
 
 
 class HandSession:
@@ -140,7 +141,9 @@ def release(environ: dict[str, Any], session: HandSession) -> None:
     session.socket.close()
 
 
-def respond(start_response: Any, body: str, status: str = "200 OK", headers: list[tuple[str, str]] | None = None) -> Any:
+def respond(
+    start_response: Any, body: str, status: str = "200 OK", headers: list[tuple[str, str]] | None = None
+) -> Any:
     """A plain response."""
     data = body.encode()
     start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(data))), *(headers or [])])
@@ -319,7 +322,7 @@ def spin(environ: dict[str, Any], start_response: Any) -> Any:
 
 def nap(environ: dict[str, Any], start_response: Any) -> Any:
     """A plain request that takes its time."""
-    gevent.sleep(0.5)
+    gevent.sleep(0.7)
     return respond(start_response, "slept")
 
 
@@ -351,7 +354,7 @@ PATHS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
     "/with-body": ws_with_body,
 }
 
-# -- Peers --------------------------------------------------------------------------------------------------------------
+# -- Peers -------------------------------------------------------------------------------------------------------------
 
 
 def request(path: str = "/", *extra: str, method: str = "GET", version: str = "HTTP/1.1") -> bytes:
@@ -361,7 +364,12 @@ def request(path: str = "/", *extra: str, method: str = "GET", version: str = "H
 
 def offer(path: str = "/echo", *extra: str, method: str = "GET", version: str = "13") -> bytes:
     """A request that offers a WebSocket."""
-    fields = ["Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Key: {KEY}", f"Sec-WebSocket-Version: {version}"]
+    fields = [
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {KEY}",
+        f"Sec-WebSocket-Version: {version}",
+    ]
     return request(path, *fields, *extra, method=method)
 
 
@@ -451,7 +459,7 @@ def get(address: Any, path: str, context: ssl.SSLContext | None = None) -> str:
         return peer.body.decode()
 
 
-# -- Waiting ------------------------------------------------------------------------------------------------------------
+# -- Waiting -----------------------------------------------------------------------------------------------------------
 
 
 def eventually(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
@@ -463,7 +471,7 @@ def eventually(condition: Callable[[], Any], what: str, deadline: float = DEADLI
     return value
 
 
-# -- Servers ------------------------------------------------------------------------------------------------------------
+# -- Servers -----------------------------------------------------------------------------------------------------------
 
 
 class Certificates:
@@ -619,6 +627,9 @@ def gunicorn(
     running = Gunicorn(process, address, directory)
     try:
         yield running
+    except BaseException:
+        print(running.log())
+        raise
     finally:
         # The group is the master and its workers, and nothing else.
         with suppress(ProcessLookupError):

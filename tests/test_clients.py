@@ -319,18 +319,23 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-@pytest.fixture(scope="module", params=["WSGIServer", "gunicorn"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Both servers' addresses. They run side by side, as pytest goes to and fro between them."""
     directory = tmp_path_factory.mktemp("app")
     (directory / "app.py").write_text(APP)
-    if request.param == "WSGIServer":
-        running = development_server("app:app", directory)
-    else:
-        running = gunicorn_server("app:app", "-k", "geventws.Worker", directory=directory)
-    with running as (address, program):
-        yield f"ws://{address}"
-        assert program.stop() == 0
-    assert not [line for line in program.rest() if "Traceback" in line or "fault" in line]
+    with (
+        development_server("app:app", directory) as (standalone, first),
+        gunicorn_server("app:app", "-k", "geventws.Worker", directory=directory) as (gunicorn, second),
+    ):
+        yield {"WSGIServer": f"ws://{standalone}", "gunicorn": f"ws://{gunicorn}"}
+        assert (first.stop(), second.stop()) == (0, 0)
+    assert not [line for line in first.rest() + second.rest() if "Traceback" in line or "fault" in line]
+
+
+@pytest.fixture(scope="module", params=["WSGIServer", "gunicorn"])
+def server(request: pytest.FixtureRequest, servers: dict[str, str]) -> str:
+    return servers[request.param]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from tests.rigs import (
 HASTY = """
 def post_worker_init(worker):
     import geventws.worker
-    geventws.worker.HANDSHAKE_TIMEOUT = 0.5
+    geventws.worker.HANDSHAKE_TIMEOUT = 0.6
 """
 
 HOOKS = """
@@ -68,7 +68,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gunicorn]:
         yield running
 
 
-# -- Stopping -----------------------------------------------------------------------------------------------------------
+# -- Stopping ----------------------------------------------------------------------------------------------------------
 
 
 def test_sigterm_closes_sessions_and_does_not_wait(tmp_path: Path) -> None:
@@ -103,40 +103,38 @@ def test_sigterm_closes_sessions_and_does_not_wait(tmp_path: Path) -> None:
         assert len([line for line in running.lines("GET /echo") if '" 101 ' in line]) == 2
 
 
-@pytest.mark.parametrize(("path", "notes"), [("/deaf", ["finally"]), ("/asleep", ["killed", "finally"])])
-def test_handlers_that_do_not_end_are_ended_before_gunicorn_kills(
-    tmp_path: Path, path: str, notes: list[str]
-) -> None:
-    with gunicorn(tmp_path, "--graceful-timeout=3") as running, Peer(running.address) as peer:
-        peer.open(path)
+def test_handlers_that_do_not_end_are_ended_before_gunicorn_kills(tmp_path: Path) -> None:
+    with (
+        gunicorn(tmp_path, "--graceful-timeout=2") as running,
+        Peer(running.address) as deaf,
+        Peer(running.address) as asleep,
+        Peer(running.address) as plain,
+    ):
+        deaf.open("/deaf")
+        asleep.open("/asleep")
+        plain.send(request("/forever"))
+        eventually(lambda: running.notes() == ["begun"], "the request")
         began = running.signal(signal.SIGTERM)
-        peer.rest()
-        assert 1.5 < running.ended() - began < 3.5
-        assert running.notes() == notes
+        assert asleep.rest() == b"<close 1001>"
+        assert deaf.rest() == b""
+        assert plain.rest() == b""
+        assert 1 < running.ended() - began < 2.5
+        # The first is of the request, whose client gets no response.
+        assert sorted(running.notes()) == ["begun", "finally", "finally", "finally", "killed"]
+        assert "Worker graceful timeout" in running.log()
         assert "SIGKILL" not in running.log()
-        assert len(running.lines('" 101 ')) == 1
+        assert "Traceback" not in running.log()
+        assert len(running.lines('" 101 ')) == 2
 
 
 def test_handlers_get_some_seconds_at_most(tmp_path: Path) -> None:
-    text = "def post_worker_init(worker):\n    import geventws.worker\n    geventws.worker.CLOSE_TIMEOUT = 0.5\n"
+    text = "def post_worker_init(worker):\n    import geventws.worker\n    geventws.worker.CLOSE_TIMEOUT = 0.2\n"
     with gunicorn(tmp_path, configuration(tmp_path, text), "--graceful-timeout=60") as running:
         with Peer(running.address) as peer:
             peer.open("/asleep")
             began = running.signal(signal.SIGTERM)
             assert running.ended() - began < 5
         assert running.notes() == ["killed", "finally"]
-
-
-def test_a_plain_request_that_does_not_end_is_ended(tmp_path: Path) -> None:
-    with gunicorn(tmp_path, "--graceful-timeout=1") as running, Peer(running.address) as peer:
-        peer.send(request("/forever"))
-        eventually(lambda: running.notes(), "the request")
-        began = running.signal(signal.SIGTERM)
-        assert peer.rest() == b""
-        assert running.ended() - began < 3
-        assert running.notes() == ["begun", "finally"]
-        assert "Worker graceful timeout" in running.log()
-        assert "Traceback" not in running.log()
 
 
 def test_a_worker_that_is_told_to_stop_is_replaced(tmp_path: Path) -> None:
@@ -205,7 +203,11 @@ def test_the_exit_of_the_application_is_not_swallowed(tmp_path: Path) -> None:
             with Peer(running.address) as peer:
                 peer.send(offer(path))
                 answer = peer.rest()
-            assert answer == SWITCHED if path == "/exit" else b"Internal Server Error" not in answer
+            if path == "/exit":
+                assert answer == SWITCHED + b"<close 1001>"
+            else:
+                assert answer.count(b"HTTP/1.1") == 1
+                assert answer.endswith(b"begun\r\n")
             running.worker_ended(worker)
             assert int(get(running.address, "/pid")) != worker
         assert len(running.lines("is ended by the application")) == 2
@@ -224,7 +226,7 @@ def test_max_requests(tmp_path: Path) -> None:
         assert "Autorestarting worker" in running.log()
 
 
-# -- Settings -----------------------------------------------------------------------------------------------------------
+# -- Settings ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:
@@ -266,9 +268,8 @@ def test_tls_deadlines_and_stop(tmp_path: Path) -> None:
         assert "Traceback" not in running.log()
 
 
-@pytest.mark.parametrize("keepalive", [0, 75])
-def test_a_slow_head(tmp_path: Path, keepalive: int) -> None:
-    with gunicorn(tmp_path, configuration(tmp_path, HASTY), f"--keep-alive={keepalive}") as running:
+def test_a_slow_head(tmp_path: Path) -> None:
+    with gunicorn(tmp_path, configuration(tmp_path, HASTY), "--keep-alive=0") as running:
         with Peer(running.address) as session, Peer(running.address) as slow:
             session.open()
             for byte in b"GET /":
@@ -308,15 +309,19 @@ def test_the_format_of_the_access_log_and_hooks(tmp_path: Path) -> None:
 
 
 def test_worker_connections(tmp_path: Path) -> None:
-    with gunicorn(tmp_path, "--worker-connections=2") as running:
-        with Peer(running.address) as first, Peer(running.address) as second, Peer(running.address) as third:
-            first.open()
-            second.open()
-            third.send(request("/"))
-            assert second.echoes(b"hello")
-            assert not running.lines('"GET / HTTP/1.1"')
-            first.socket.close()
-            assert third.status() == 200
+    with (
+        gunicorn(tmp_path, "--worker-connections=2") as running,
+        Peer(running.address) as first,
+        Peer(running.address) as second,
+        Peer(running.address) as third,
+    ):
+        first.open()
+        second.open()
+        third.send(request("/"))
+        assert second.echoes(b"hello")
+        assert not running.lines('"GET / HTTP/1.1"')
+        first.socket.close()
+        assert third.status() == 200
 
 
 def test_limits(tmp_path: Path) -> None:
@@ -335,6 +340,8 @@ def test_limits(tmp_path: Path) -> None:
 
 def test_preload_and_more_workers(tmp_path: Path) -> None:
     with gunicorn(tmp_path, "--preload", "--workers=2") as running:
+        pids: set[str] = set()
+        eventually(lambda: pids.add(get(running.address, "/pid")) or len(pids) == 2, "the start of both workers")
         peers = [Peer(running.address) for _ in range(20)]
         for peer in peers:
             assert peer.open().echoes(b"hello")
@@ -360,7 +367,7 @@ def test_reload(tmp_path: Path) -> None:
         assert int(get(running.address, "/pid")) != worker
 
 
-# -- Requests -----------------------------------------------------------------------------------------------------------
+# -- Requests ----------------------------------------------------------------------------------------------------------
 
 
 def test_plain_http_goes_on_as_it_was(running: Gunicorn) -> None:
@@ -432,7 +439,7 @@ def test_an_error_behind_the_101_is_logged_once(running: Gunicorn) -> None:
         peer.open("/raises?value")
         assert peer.rest() == b""
     eventually(lambda: running.lines("Error on the connection taken by /raises?value"), "the log")
-    assert running.log().count("ValueError") == 1
+    assert len(running.lines("Error on the connection taken by")) == 1
 
 
 def test_a_worker_is_made_as_gunicorn_makes_it(tmp_path: Path) -> None:

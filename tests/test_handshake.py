@@ -122,7 +122,7 @@ class TestRFC6455Section421:
         assert read_handshake(environ(CONTENT_LENGTH=length)).key == KEY
 
     @pytest.mark.parametrize(
-        "host", [None, "", "a,b", "a:b", "a b", "user@a", "a/b", "http://a", "[::1", "::1", "\xff"]
+        "host", [None, "", "a,b", "a:b", "a b", "user@a", "a/b", "http://a", "[::1", "::1", "\xff", "a:080080"]
     )
     def test_the_host_is_one_host(self, host: str | None) -> None:
         """A3 row 38."""
@@ -717,6 +717,8 @@ HOSTILE_ORIGINS = [
     "https://a.example:x",
     "https://a.example:443:443",
     "https://a.example:4430000",
+    "https://a.example:000443",
+    pytest.param("https://a.example:" + "4" * 5000, id="5000 digits"),  # which int refuses
     "https:/a.example",
     "https:a.example",
     "//a.example",

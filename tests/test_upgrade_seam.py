@@ -35,12 +35,10 @@ def served(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     else:
         arguments = [f"--{name}={value}" for name, value in files.items()]
         with gunicorn(directory, *arguments) as running:
-            yield Served(
-                lambda: Peer(running.address, context), lambda: running.lines("HTTP/1.1"), directory / "notes"
-            )
+            yield Served(lambda: Peer(running.address, context), lambda: running.lines("HTTP/1.1"), directory / "notes")
 
 
-# -- Taken --------------------------------------------------------------------------------------------------------------
+# -- Taken -------------------------------------------------------------------------------------------------------------
 
 
 def test_the_101_is_all_that_is_written_before_the_application_writes(served: Served) -> None:
@@ -125,7 +123,7 @@ def test_a_session_is_logged_at_its_end_with_status_101(served: Served) -> None:
     assert '"GET /echo?logged HTTP/1.1" 101 ' in line[0]
 
 
-# -- Not taken ----------------------------------------------------------------------------------------------------------
+# -- Not taken ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("path", "status"), [("/refused", 426), ("/", 200), ("/fails", 500)])
@@ -150,7 +148,9 @@ def test_a_request_that_comes_after_a_refusal_is_never_served(served: Served) ->
 
 def test_an_offer_of_another_protocol_is_a_plain_request(served: Served) -> None:
     with served.connect() as peer:
-        assert peer.ask(request("/", "Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAA")) == 200
+        assert (
+            peer.ask(request("/", "Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAA")) == 200
+        )
         assert peer.ask(request("/")) == 200
 
 
@@ -201,7 +201,7 @@ def test_2000_fields_are_refused(served: Served) -> None:
         assert peer.open().echoes(b"hello")
 
 
-# -- The object -----------------------------------------------------------------------------------------------------------
+# -- The object --------------------------------------------------------------------------------------------------------
 
 
 def test_an_upgrade_is_taken_once() -> None:
@@ -243,7 +243,13 @@ def test_an_upgrade_field_does_not_name_websocket(value: str | None) -> None:
 
 
 def test_the_environ_of_a_session_keeps_what_the_session_needs() -> None:
-    environ = {"REQUEST_METHOD": "GET", "HTTP_HOST": "a", "wsgi.input": object(), "wsgi.early_hints": object(), "mine": 5}
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "HTTP_HOST": "a",
+        "wsgi.input": object(),
+        "wsgi.early_hints": object(),
+        "mine": 5,
+    }
     lighten(environ)
     assert environ == {"REQUEST_METHOD": "GET", "HTTP_HOST": "a", "wsgi.input": NO_INPUT, "mine": 5}
     assert (NO_INPUT.read(), NO_INPUT.readline(5), NO_INPUT.readlines(), list(NO_INPUT)) == (b"", b"", [], [])

@@ -35,7 +35,7 @@ from tests.rigs import (
     take,
 )
 
-# -- Heads, sans I/O ----------------------------------------------------------------------------------------------------
+# -- Heads, sans I/O ---------------------------------------------------------------------------------------------------
 
 
 def head(*fields: str, line: str = "GET / HTTP/1.1") -> bytes:
@@ -156,7 +156,9 @@ def test_what_is_at_the_limits_is_read() -> None:
         read(head(*fill, f"Y: {LONG[: short - 4]}"))
 
 
-@pytest.mark.parametrize(("start", "status"), [(b"GET /" + b"x" * 8200, 414), (b"GET / HTTP/1.1\r\nX: " + b"x" * 8200, 431)])
+@pytest.mark.parametrize(
+    ("start", "status"), [(b"GET /" + b"x" * 8200, 414), (b"GET / HTTP/1.1\r\nX: " + b"x" * 8200, 431)]
+)
 def test_a_line_that_never_ends_is_refused_early(start: bytes, status: int) -> None:
     buffer = HeadBuffer()
     buffer.feed(start)
@@ -242,7 +244,7 @@ def test_what_follows_a_head_stays() -> None:
     assert buffer.data == b"body" + head()
 
 
-# -- Requests -----------------------------------------------------------------------------------------------------------
+# -- Requests ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +267,9 @@ def test_a_refused_request_ends_the_connection(server: Standalone, name: str) ->
 
 def test_requests_follow_each_other(server: Standalone) -> None:
     with Peer(server.address) as peer:
-        peer.send(request("/") + b"\r\n" + request("/scheme") + request("/fields", "Connection: close") + request("/pid"))
+        peer.send(
+            request("/") + b"\r\n" + request("/scheme") + request("/fields", "Connection: close") + request("/pid")
+        )
         assert (peer.status(), peer.body) == (200, b"hello")
         assert (peer.status(), peer.body) == (200, b"http '127.0.0.1' localhost")
         assert (peer.status(), peer.body) == (200, b"HTTP_CONNECTION=close\nHTTP_HOST=localhost")
@@ -322,7 +326,9 @@ def test_a_peer_that_ends_within_a_body_is_no_fault(server: Standalone, capsys: 
 
 def test_a_malformed_chunk_is_a_400(server: Standalone) -> None:
     with Peer(server.address) as peer:
-        assert peer.ask(request("/body", "Transfer-Encoding: chunked", method="POST") + b"x\r\n" + request("/pid")) == 400
+        assert (
+            peer.ask(request("/body", "Transfer-Encoding: chunked", method="POST") + b"x\r\n" + request("/pid")) == 400
+        )
         assert peer.rest() == b""
 
 
@@ -383,12 +389,12 @@ def test_arguments() -> None:
     WSGIServer(("127.0.0.1", 0), app, handshake_timeout=None).close()
 
 
-# -- Deadlines ------------------------------------------------------------------------------------------------------------
+# -- Deadlines ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Standalone]:
-    with standalone(handshake_timeout=0.3) as server:
+    with standalone(handshake_timeout=0.5) as server:
         yield server
 
 
@@ -405,7 +411,7 @@ def test_a_slow_head_is_cut_off_counted_from_the_accept(hasty: Standalone) -> No
             except TimeoutError:
                 continue
         assert answer.startswith(b"HTTP/1.1 408 ")
-        assert 0.25 < time.monotonic() - began < 5
+        assert 0.45 < time.monotonic() - began < 5
         peer.socket.settimeout(DEADLINE)
         peer.socket.shutdown(socket.SHUT_WR)
         peer.rest()
@@ -441,7 +447,7 @@ def test_no_deadline() -> None:
         assert peer.ask(request("/")) == 200
 
 
-# -- Logs -----------------------------------------------------------------------------------------------------------------
+# -- Logs --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_bad_request_is_one_escaped_line() -> None:
@@ -493,7 +499,13 @@ def test_a_log_of_peers() -> None:
 
 @pytest.mark.parametrize(
     ("text", "escaped"),
-    [("plain \xe9", "plain \xe9"), ("a\nb", "a\\nb"), ("\u202e\u2066", "\\u202e\\u2066"), ("\0\x7f", "\\x00\\x7f"), ("\ud800", "\\ud800")],
+    [
+        ("plain \xe9", "plain \xe9"),
+        ("a\nb", "a\\nb"),
+        ("\u202e\u2066", "\\u202e\\u2066"),
+        ("\0\x7f", "\\x00\\x7f"),
+        ("\ud800", "\\ud800"),
+    ],
 )
 def test_escaping(text: str, escaped: str) -> None:
     assert escape(text) == escaped
@@ -508,7 +520,7 @@ def test_loggers_and_no_logs() -> None:
         server_object.close()
 
 
-# -- Stopping ---------------------------------------------------------------------------------------------------------------
+# -- Stopping ----------------------------------------------------------------------------------------------------------
 
 
 def test_stop_closes_sessions_with_1001() -> None:
@@ -555,7 +567,12 @@ def test_stop_terminates_what_is_left() -> None:
 
 
 def test_stop_lets_requests_end_and_drops_idle_connections() -> None:
-    with standalone() as server, Peer(server.address) as idle, Peer(server.address) as busy, Peer(server.address) as new:
+    with (
+        standalone() as server,
+        Peer(server.address) as idle,
+        Peer(server.address) as busy,
+        Peer(server.address) as new,
+    ):
         assert idle.ask(request("/")) == 200
         busy.send(request("/nap"))
         eventually(lambda: len(server.server.awaiting) == 2, "the request")
@@ -570,12 +587,11 @@ def test_stop_lets_requests_end_and_drops_idle_connections() -> None:
 
 
 def test_an_offer_while_stopping_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with standalone() as server, Peer(server.address) as peer:
-        with monkeypatch.context() as patch:
-            patch.setattr(WSGIServer, "started", False)
-            assert peer.ask(offer() + request("/pid")) == 503
-            assert b"\r\nConnection: close\r\n" in peer.head
-            assert peer.rest() == b""
+    with standalone() as server, Peer(server.address) as peer, monkeypatch.context() as patch:
+        patch.setattr(WSGIServer, "started", False)
+        assert peer.ask(offer() + request("/pid")) == 503
+        assert b"\r\nConnection: close\r\n" in peer.head
+        assert peer.rest() == b""
 
 
 def test_serve_forever_does_not_cut_a_stop_short() -> None:
@@ -617,7 +633,7 @@ def test_a_pool_bounds_the_connections() -> None:
             assert second.status() == 200
 
 
-# -- TLS ------------------------------------------------------------------------------------------------------------------
+# -- TLS ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -639,27 +655,41 @@ def tls_arguments(request: pytest.FixtureRequest, certificates: Certificates) ->
 
 
 def test_tls(tls_arguments: dict[str, Any], certificates: Certificates) -> None:
-    with standalone(handshake_timeout=0.5, spawn=4, **tls_arguments) as server:
-        # Clients that stall in the handshake hold up nobody, and not for long where they fill the pool.
-        stalled = [Peer(server.address) for _ in range(4)]
-        for peer in stalled[:2]:
-            peer.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+    with standalone(**tls_arguments) as server, Peer(server.address) as stalled:
+        # A client that stalls in the handshake holds up nobody.
+        stalled.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
         with Peer(server.address, certificates.client) as peer:
             assert peer.ask(request("/scheme")) == 200
             assert peer.body == b"https '127.0.0.1' localhost"
             assert peer.open().echoes(b"x" * 100_000)
+
+
+def test_stalled_tls_handshakes_fill_a_pool_for_a_while_only(certificates: Certificates) -> None:
+    with standalone(handshake_timeout=0.5, spawn=4, ssl_context=certificates.server) as server:
+        stalled = [Peer(server.address) for _ in range(4)]
+        for peer in stalled[:2]:
+            peer.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        # It is accepted when their time is over.
+        with Peer(server.address, certificates.client) as peer:
+            assert peer.ask(request("/")) == 200
         for peer in stalled:
             assert peer.rest() == b""
             peer.socket.close()
-        lines = [line for line in server.errors() if "the TLS handshake failed: it took too long" in line]
-        assert len(lines) == 4
+        eventually(
+            lambda: (
+                len([line for line in server.errors() if "the TLS handshake failed: it took too long" in line]) == 4
+            ),
+            "the log",
+        )
 
 
 def test_a_slow_head_under_tls(certificates: Certificates) -> None:
-    with standalone(handshake_timeout=0.3, ssl_context=certificates.server) as server:
-        with Peer(server.address, certificates.client) as peer:
-            peer.send(b"GET / HT")
-            assert peer.status() == 408
+    with (
+        standalone(handshake_timeout=0.5, ssl_context=certificates.server) as server,
+        Peer(server.address, certificates.client) as peer,
+    ):
+        peer.send(b"GET / HT")
+        assert peer.status() == 408
 
 
 def test_a_failed_tls_handshake_is_one_line(certificates: Certificates, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,8 @@ cdef extern from *:
         uint8_t mask[32];
         geventws_vector wide, block;
         size_t i, j;
-        for (i = 0; i < 32; i++) mask[i] = (uint8_t)(key >> (24 - 8 * ((i + offset) & 3)));
+        for (i = 0; i < 4; i++) mask[i] = (uint8_t)(key >> (24 - 8 * ((i + offset) & 3)));
+        for (i = 4; i < 32; i += 4) memcpy(mask + i, mask, 4);
         memcpy(&wide, mask, 32);
         for (i = 0; i + 128 <= count; i += 128)
             for (j = i; j < i + 128; j += 32) {
@@ -277,7 +278,7 @@ cdef class Utf8Validator:
             if self.needed == 0:
                 while i + 8 <= end:
                     memcpy(&block, data + i, 8)
-                    if block & 0x8080808080808080:
+                    if block & 0x8080808080808080ULL:
                         break
                     i += 8
                 if i == end:

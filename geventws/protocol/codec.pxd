@@ -3,6 +3,9 @@ cimport cython
 from geventws.protocol.buffer cimport Buffer, Utf8Validator, copy_bytes, decode_text, unmask, unmasked_bytes
 
 
+cdef int MESSAGE_COST, MAX_HEADER
+
+
 cdef class Reader:
     cdef public Buffer replies
     cdef public bint client, raw, open, masking, answered

@@ -200,7 +200,7 @@ def parse_extensions(value: str) -> tuple[tuple[str, dict[str, str | None]], ...
 
 def _unquote(text: str) -> str:
     """What a quoted string says, where that is a token; otherwise something that is none."""
-    if len(text) < 3 or not text.endswith('"'):
+    if not text.endswith('"'):
         return ""
     text = text[1:-1]
     # A backslash before another, or at the end, would stand for one, or for a quotation mark: no character of a token.

@@ -54,7 +54,7 @@ def find_python2(named: str | None) -> str:
 
 
 def install_suite(cache: Path, python2: str | None) -> Path:
-    """Make the suite's virtualenv in `cache`, or find it there; return its interpreter. Making it takes half a minute."""
+    """Make the suite's virtualenv in `cache`, or find it there; return its interpreter. Takes half a minute."""
     home = cache / "python2.7"
     python = home / "bin" / "python"
     done = home / "requirements.txt"
