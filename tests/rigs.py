@@ -628,7 +628,7 @@ def gunicorn(
     try:
         yield running
     except BaseException:
-        print(running.log())
+        print(running.log()[-5000:])
         raise
     finally:
         # The group is the master and its workers, and nothing else.

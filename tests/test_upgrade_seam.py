@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from geventws import UsageError
-from geventws.upgrade import NO_INPUT, Upgrade, lighten, names_websocket
+from geventws.upgrade import NO_INPUT, Upgrade, flatten, lighten, names_websocket
 from tests.rigs import SWITCHED, Certificates, Peer, eventually, gunicorn, offer, request, standalone
 
 
@@ -253,3 +254,15 @@ def test_the_environ_of_a_session_keeps_what_the_session_needs() -> None:
     lighten(environ)
     assert environ == {"REQUEST_METHOD": "GET", "HTTP_HOST": "a", "wsgi.input": NO_INPUT, "mine": 5}
     assert (NO_INPUT.read(), NO_INPUT.readline(5), NO_INPUT.readlines(), list(NO_INPUT)) == (b"", b"", [], [])
+
+
+def test_an_application_of_any_kind_is_called() -> None:
+    class Instance:
+        def __call__(self, *arguments: Any) -> Any:
+            return arguments
+
+    def function(*arguments: Any) -> Any:
+        return arguments
+
+    for application in (Instance(), function, Instance().__call__, partial(function, 1), tuple):
+        assert flatten(application)((1, 2)) == application((1, 2))
