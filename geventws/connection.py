@@ -154,7 +154,7 @@ class Connection:
             return
         self.read_watcher = self.hub.loop.io(transport.descriptor, 1)
         if read_ahead:
-            # Read in the hub like all else, so that the handler gets its turn before a Close frame among it is answered.
+            # Read in the hub like all else, so that the handler has its turn before a Close frame in it is answered.
             self.held = bytes(read_ahead)
             self.paused = True
             self.hub.loop.run_callback(self._begin)

@@ -27,9 +27,10 @@ from gevent.ssl import SSLContext, SSLSocket
 from geventws.errors import UsageError
 from geventws.frames import CloseCode
 from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
+from geventws.peer_log import PeerLog
 from geventws.upgrade import KEY, NO_INPUT, Upgrade, flatten, lighten, names_websocket, unwrap
 
-__all__ = ["PeerLog", "WSGIServer"]
+__all__ = ["WSGIServer"]
 
 #: Bytes that one system call may receive.
 INPUT_SIZE = 16 * 1024
@@ -44,10 +45,6 @@ LINGER_BYTES = 256 * 1024
 #: Seconds that a stopping server leaves the handlers of sessions that it terminated.
 LAST_MOMENT = 0.1
 
-#: Characters of one line about a peer, and lines a second about one kind of fault.
-LOG_LINE = 256
-LOG_RATE = 10
-
 # Of threads also where gevent has put greenlets in their place.
 _thread_id = get_original("_thread", "get_ident")
 _allocate_lock = get_original("_thread", "allocate_lock")
@@ -61,54 +58,6 @@ _REASONS = {
     503: "Service Unavailable",
     505: "HTTP Version Not Supported",
 }
-
-
-def escape(text: str) -> str:
-    """``text`` with control, bidi and other invisible characters as backslash escapes, fit for one line of a log."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text
-    )
-
-
-class PeerLog:
-    """What peers do wrong, one line each; of a flood of one kind, ten lines a second and their number."""
-
-    def __init__(self, write: Callable[[str], object]) -> None:
-        self._write = write
-        self._counts: dict[str, int] = {}
-
-    def log(self, kind: str, address: Any, detail: str = "") -> None:
-        """Logs a fault. ``kind`` is one of few constant texts; ``detail`` may come from the peer."""
-        if self.admit(kind):
-            line = f"{_format_address(address)}: {kind}"
-            self._write(shorten(f"{line}: {detail}" if detail else line))
-
-    def admit(self, kind: str) -> bool:
-        """Counts a fault of this kind; tells whether it may have a line."""
-        if not self._counts:
-            gevent.spawn_later(1.0, self._sum_up)
-        count = self._counts[kind] = self._counts.get(kind, 0) + 1
-        return count <= LOG_RATE
-
-    def _sum_up(self) -> None:
-        counts, self._counts = self._counts, {}
-        for kind, count in counts.items():
-            if count > LOG_RATE:
-                self._write(f"{count - LOG_RATE} more in a second: {kind}")
-
-
-def shorten(line: str) -> str:
-    """One line of at most 256 characters, escaped."""
-    line = escape(line[:LOG_LINE])
-    return line if len(line) <= LOG_LINE else line[: LOG_LINE - 3] + "..."
-
-
-def _format_address(address: Any) -> str:
-    if isinstance(address, tuple):
-        return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-    return str(address) or "unix socket"
 
 
 def shake_hands(server: Any, sock: Any, address: Any, timeout: float | None, peer_log: PeerLog) -> Any:

@@ -31,15 +31,14 @@ from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped
 
 from geventws.errors import UsageError
 from geventws.frames import CloseCode
+from geventws.peer_log import PeerLog, shorten
 from geventws.server import (
     CRUMBS,
     CRUMBS_GATHER,
-    PeerLog,
     close_sessions,
     end_input,
     server_is_stopping,
     shake_hands,
-    shorten,
 )
 from geventws.upgrade import KEY, Upgrade, flatten, lighten, names_websocket, unwrap
 

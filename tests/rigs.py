@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-import trustme
 from gevent import getcurrent
 from gevent.event import Event
 
@@ -478,6 +477,9 @@ class Certificates:
     """A certificate authority, a server's certificate by it in files, and a client's context that trusts it."""
 
     def __init__(self, directory: Path) -> None:
+        # It is slow to import, and the workers import this module too.
+        import trustme
+
         authority = trustme.CA()
         certificate = authority.issue_cert("localhost")
         self.certfile = str(directory / "server.pem")

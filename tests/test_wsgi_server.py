@@ -18,7 +18,8 @@ import gevent
 import pytest
 
 from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
-from geventws.server import PeerLog, WSGIServer, escape
+from geventws.peer_log import PeerLog, escape
+from geventws.server import WSGIServer
 from tests.rigs import (
     DEADLINE,
     Certificates,
