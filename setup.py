@@ -21,8 +21,7 @@ def extensions() -> list[Extension]:
         from Cython.Build import cythonize
     except ImportError:
         return []
-    # optional: a failing compiler must not fail the install.
-    modules = [Extension(name, [source], extra_compile_args=["-O3"], optional=True) for name, source in SOURCES.items()]
+    modules = [Extension(name, [source], extra_compile_args=["-O3"]) for name, source in SOURCES.items()]
     directives = {
         "language_level": 3,
         "boundscheck": False,
@@ -31,7 +30,11 @@ def extensions() -> list[Extension]:
         "annotation_typing": False,
         "always_allow_keywords": True,
     }
-    return cythonize(modules, compiler_directives=directives, build_dir="build/cython")
+    compiled = cythonize(modules, compiler_directives=directives, build_dir="build/cython")
+    for module in compiled:
+        # A failing compiler must not fail the install. Cython does not hand this on.
+        module.optional = True
+    return compiled
 
 
 setup(ext_modules=extensions())

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +27,7 @@ DEFAULT_BIND = "127.0.0.1:8000"
 RELOAD_PARENT = "GEVENTWS_RELOAD_PARENT"
 RELOAD_STATUS = 3
 #: Seconds between looks at the files.
-RELOAD_INTERVAL = 0.5
+RELOAD_INTERVAL = 0.25
 
 
 class AppError(Exception):
@@ -66,11 +66,11 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if not options.reload:
             raise
+        # Nothing is open that would have to be closed on Ctrl-C.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        watch = Watch(files_of(error))
         traceback.print_exc()
-        try:
-            wait_for_change(files_of(error))
-        except KeyboardInterrupt:
-            sys.exit(128 + signal.SIGINT)
+        watch.wait()
         sys.exit(RELOAD_STATUS)
     serve(app, address, options.reload)
 
@@ -131,6 +131,7 @@ def serve(app: Any, address: tuple[str, int], reload: bool = False) -> None:
     log = logging.getLogger("geventws")
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
+    watch = Watch() if reload else None
     server = WSGIServer(address, app)
     try:
         server.start()
@@ -140,18 +141,10 @@ def serve(app: Any, address: tuple[str, int], reload: bool = False) -> None:
     print(f"{describe()}\nserving on http://{host}:{server.server_port}, stop with Ctrl-C", file=sys.stderr, flush=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, server.stop)
-    changed = False
-
-    def stop_on_change() -> None:
-        nonlocal changed
-        wait_for_change(())
-        changed = True
-        server.stop()
-
-    if reload:
-        gevent.spawn(stop_on_change)
+    if watch is not None:
+        gevent.spawn(watch.wait, then=server.stop)
     server.serve_forever()
-    if changed:
+    if watch is not None and watch.over:
         sys.exit(RELOAD_STATUS)
 
 
@@ -179,34 +172,40 @@ def keep_running() -> int:
             return status if status >= 0 else 128 - status
 
 
-def wait_for_change(files: tuple[str, ...]) -> None:
-    """Blocks until one of ``files``, or of those that the app's modules were loaded from, changes.
+class Watch:
+    """Looks whether files change that modules were loaded from, or ``files``, but none that was installed."""
 
-    Or until the process that would start this one again is gone.
-    """
-    installed = tuple(path + os.sep for path in set(sysconfig.get_paths().values()))
-    seen: dict[str, int] = {}
-    while has_reload_parent():
-        for file in [*files, *source_files()]:
-            if file.startswith(installed):
+    def __init__(self, files: Sequence[str] = ()) -> None:
+        self._files = files
+        installed = {*sysconfig.get_paths().values(), os.path.dirname(__file__)}
+        self._installed = tuple(path + os.sep for path in installed)
+        self._seen: dict[str, int] = {}
+        #: Whether this process is to end: for a change, or because the one that would start it again is gone.
+        self.over = False
+        self._look()
+
+    def wait(self, then: Callable[[], object] | None = None) -> None:
+        """Blocks until it is over; then calls ``then``."""
+        while not self.over:
+            gevent.sleep(RELOAD_INTERVAL)
+            self._look()
+        if then is not None:
+            then()
+
+    def _look(self) -> None:
+        self.over = not has_reload_parent()
+        loaded = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+        for file in {*self._files, *loaded}:
+            if not isinstance(file, str) or file.startswith(self._installed):
                 continue
             try:
                 changed = os.stat(file).st_mtime_ns
             except OSError:
                 # It may be about to be written anew.
-                changed = seen.get(file, 0)
-            if seen.setdefault(file, changed) != changed:
+                continue
+            if self._seen.setdefault(file, changed) != changed and not self.over:
                 print(f"{file} has changed", file=sys.stderr, flush=True)
-                return
-        gevent.sleep(RELOAD_INTERVAL)
-
-
-def source_files() -> Iterator[str]:
-    """The files that modules were loaded from."""
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if isinstance(file, str):
-            yield file
+                self.over = True
 
 
 def files_of(error: BaseException) -> tuple[str, ...]:

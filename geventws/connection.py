@@ -350,11 +350,22 @@ class Connection:
         Blocks while more than ``write_limit`` bytes wait for the peer; a greenlet that is killed there abandons its
         wait, not the frame. Raises ``ConnectionClosed``.
         """
-        output = self.output
+        self._wait_to_send()
+        self._put(first, payload)
+        if self.write_limit and self.output.length() > self.write_limit:
+            self._wait_drained()
+
+    def _wait_to_send(self) -> None:
+        """Blocks until there is room in the output; raises ``ConnectionClosed`` where nothing may be sent any more."""
+        if self.write_limit and self.output.length() > self.write_limit and self.state == OPEN:
+            self._wait_drained()
+        # Only now: another greenlet may have closed in the meantime, and no frame follows a Close.
         if self.state != OPEN or self.close_sent:
             raise ConnectionClosed(self.ending())
-        if self.write_limit and output.length() > self.write_limit:
-            self._wait_drained()
+
+    def _put(self, first: int, payload: str | bytes | bytearray | memoryview) -> None:
+        """Puts a frame into the output, and flushes where nothing more is to gather; never blocks."""
+        output = self.output
         if len(payload) < DIRECT_SIZE or self.masking:
             output.append_frame(first, payload, self.masking)
             if self.gathering and output.length() < GATHERED_SIZE and monotonic() < self.gathered_until:
@@ -366,8 +377,6 @@ class Connection:
         self.flush()
         if self.state == CLOSED:
             raise ConnectionClosed(self.ending())
-        if self.write_limit and output.length() > self.write_limit:
-            self._wait_drained()
 
     def send_message(self, opcode: int, payload: str | bytes | bytearray | memoryview) -> None:
         """Sends one whole message.
@@ -386,15 +395,14 @@ class Connection:
         if not self.encoders:
             self.send(0x80 | opcode if fin else opcode, payload)
             return
-        if self.state != OPEN:
-            raise ConnectionClosed(self.ending())
-        if self.write_limit and self.output.length() > self.write_limit:
-            self._wait_drained()
+        self._wait_to_send()
         frame = Frame(opcode, payload.encode() if isinstance(payload, str) else bytes(payload), fin)  # type: ignore[arg-type]
         # Nothing yields from here until the frame is in the buffer: compressors need the order of the wire.
         for extension in self.encoders:
             frame = extension.encode(frame)
-        self.send((0x80 if frame.fin else 0) | frame.rsv << 4 | frame.opcode, frame.payload)
+        self._put((0x80 if frame.fin else 0) | frame.rsv << 4 | frame.opcode, frame.payload)
+        if self.write_limit and self.output.length() > self.write_limit:
+            self._wait_drained()
 
     def ping(self, payload: bytes) -> None:
         """Sends a ping without ever blocking, for the schedule's greenlet serves all sessions."""

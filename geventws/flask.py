@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import flask
-from flask.sessions import SecureCookieSessionInterface
+from flask.sessions import SecureCookieSession
 from werkzeug.routing import WebsocketMismatch
 
 from geventws.call import CALL_KEY, ServerCall, log, refusal, upgrade_required
 from geventws.errors import HandshakeError, UsageError
 from geventws.protocol.handshake import is_upgrade, read_handshake
-from geventws.routing import Blueprint, Dispatcher, Route, RouteTable, endpoint_taken, name_taken
+from geventws.routing import Blueprint, Route, RouteIndex, RouteTable, endpoint_taken, name_taken, respond
 from geventws.settings import Settings, unknown_option
 from geventws.upgrade import KEY
 
@@ -83,7 +83,8 @@ class _Installation:
 
     def __init__(self, app: flask.Flask, arguments: dict[str, Any], hooks: Sequence[Handler]) -> None:
         self._app = app
-        self._dispatcher = Dispatcher(_configured(app).override(**arguments), hooks)
+        self._hooks = hooks
+        self._index = RouteIndex(_configured(app).override(**arguments))
         app.extensions["geventws"] = self
         app.before_request(self._lend_call)
         app.register_error_handler(WebsocketMismatch, _mismatch)
@@ -113,7 +114,7 @@ class _Installation:
 
     def _remember(self, route: Route, endpoint: str) -> None:
         (rule,) = self._app.url_map.iter_rules(endpoint)
-        self._dispatcher.add(rule, route)
+        self._index.add(rule, route)
 
     def _view(self, **values: Any) -> Any:
         """The view of every route: Flask has matched the rule and run what comes before a view."""
@@ -121,7 +122,7 @@ class _Installation:
         assert rule is not None
         try:
             call = self._call(environ)
-            answer = self._dispatcher.respond(call, rule, values)
+            answer = respond(call, self._index.find(rule), self._hooks, values)
         except HandshakeError as error:
             return refusal(error, environ)
         if answer is not None:
@@ -131,7 +132,7 @@ class _Installation:
         return self._app.response_class(status=101)
 
     def _call(self, environ: WSGIEnvironment) -> _FlaskCall:
-        return _FlaskCall(environ, self._app, self._dispatcher.settings)
+        return _FlaskCall(environ, self._app, self._index.settings)
 
     def _lend_call(self) -> None:
         """Runs before each request: a view may return a ``WebSocketUpgrade``."""
@@ -158,12 +159,14 @@ class _FlaskCall(ServerCall):
             return []
         response = app.response_class()
         app.session_interface.save_session(app, session, response)
-        session.modified = False
+        if isinstance(session, SecureCookieSession):
+            # So that it shows whether it changes again; others may go on as they like.
+            session.modified = False
         return [("Set-Cookie", value) for value in response.headers.getlist("Set-Cookie")]
 
     def tell_lost_changes(self) -> None:
         """Warns of a ``flask.session`` that was changed when its cookie was gone."""
-        if self._session.modified and isinstance(self.application.session_interface, SecureCookieSessionInterface):
+        if isinstance(self._session, SecureCookieSession) and self._session.modified:
             log.warning(
                 "flask.session was changed after the 101 of %a, which no cookie can tell the client any more: "
                 "change it before the first use of the WebSocket's session",

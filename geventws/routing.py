@@ -28,7 +28,7 @@ from geventws.settings import Settings, unknown_option
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-__all__ = ["Blueprint", "Dispatcher", "Route", "RouteTable", "WebSocketUpgrade", "WebSockets"]
+__all__ = ["Blueprint", "Route", "RouteIndex", "RouteTable", "WebSocketUpgrade", "WebSockets"]
 
 F = TypeVar("F", bound=Handler)
 
@@ -272,15 +272,11 @@ class Choice(NamedTuple):
     endpoint: str
 
 
-class Dispatcher:
-    """The routes of an app by the rules that Werkzeug matches.
+class RouteIndex:
+    """The routes of an app by the rules that Werkzeug matches; ``settings`` are the app's."""
 
-    ``settings`` are the app's, and ``hooks`` run before all handlers.
-    """
-
-    def __init__(self, settings: Settings, hooks: Sequence[Handler]) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self._hooks = hooks
         self._by_rule: dict[Any, list[Choice]] = {}
 
     def add(self, rule: Rule, route: Route) -> None:
@@ -300,9 +296,9 @@ class Dispatcher:
             raise UsageError(f"{_no_way_to(rule)}: the routes before it speak {', '.join(route.protocols)} already")
         choices.append(Choice(route, route.settings(self.settings), rule.endpoint))
 
-    def respond(self, call: ServerCall, rule: Rule, values: Mapping[str, Any]) -> Any:
-        """Answers ``call``, for which Werkzeug found ``rule`` and ``values``; gives and raises as `respond`."""
-        return respond(call, self._by_rule[_key(rule)], self._hooks, values)
+    def find(self, rule: Rule) -> Sequence[Choice]:
+        """The routes that share ``rule``, in the order in which they were added."""
+        return self._by_rule[_key(rule)]
 
 
 def _key(rule: Rule) -> tuple[str, str | None, str | None]:
@@ -354,7 +350,7 @@ class WebSockets(RouteTable):
         self.app = app
         self.settings = Settings().override(**settings)
         self._map = Map()
-        self._dispatcher = Dispatcher(self.settings, self._hooks)
+        self._index = RouteIndex(self.settings)
         self._endpoints: set[str] = set()
         self._blueprints: set[str] = set()
 
@@ -368,7 +364,7 @@ class WebSockets(RouteTable):
             )
         rule = Rule(_prefixed(prefix, route.rule), endpoint=endpoint, websocket=True, **route.rule_options)
         self._map.add(rule)
-        self._dispatcher.add(rule, route)
+        self._index.add(rule, route)
         self._endpoints.add(endpoint)
 
     def register_blueprint(self, blueprint: Blueprint, url_prefix: str | None = None, name: str | None = None) -> None:
@@ -409,7 +405,7 @@ class WebSockets(RouteTable):
             answer = error
         else:
             try:
-                answer = self._dispatcher.respond(self._call(environ), rule, values)
+                answer = respond(self._call(environ), self._index.find(rule), self._hooks, values)
             except HTTPException as error:
                 answer = error
             except HandshakeError as error:

@@ -60,7 +60,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("extensions", "origins"):
             value = getattr(self, name)
-            if isinstance(value, Iterable) and not isinstance(value, str):
+            if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
                 object.__setattr__(self, name, tuple(value))
         for field in fields(self):
             check_option(field.name, getattr(self, field.name))

@@ -1,4 +1,4 @@
-"""Apps in both forms, without a framework and in Flask, for what holds in either; and HTTP answers, read to their end."""
+"""Apps in both forms, without a framework and in Flask, for what holds in either; and HTTP answers, read whole."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def fetch(server: WSGIServer, path: str = "/", **fields: str) -> Answer:
 
 
 def conversation(server: WSGIServer, path: str = "/", **fields: str) -> list[bytes]:
-    """What the handler at ``path`` sends to a client that says nothing but the Close frame: the payloads of its frames."""
+    """The payloads that the handler at ``path`` sends to a client that says nothing before the Close frame."""
     with Peer(server, path, **fields) as peer:
         peer.accepted()
         payloads = []

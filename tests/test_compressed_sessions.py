@@ -207,3 +207,15 @@ def test_without_an_offer_nothing_is_compressed() -> None:
     with gevent.Timeout(PATIENCE):
         wait_until(lambda: app.ends)  # type: ignore[attr-defined]
     assert app.ends == [CloseReason(1000)]  # type: ignore[attr-defined]
+
+
+def test_noise_of_the_limit_passes_though_deflate_makes_it_longer() -> None:
+    noise = bytes((i * 7919 + (i >> 3) * 104729) % 256 for i in range(100_000))
+    incompressible = zlib.compressobj(0, zlib.DEFLATED, -15)
+    payload = (incompressible.compress(noise) + incompressible.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    assert len(payload) > len(noise)
+    with serving(echo_app(max_frame_size=len(noise))) as server, DeflatingPeer(server) as peer:
+        peer.send(frame(BINARY, payload, rsv=4))
+        assert peer.message() == (BINARY, noise)
+        peer.send(frame(BINARY, noise + b"x"))
+        peer.closed_with(1009)

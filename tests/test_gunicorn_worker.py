@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,10 +230,16 @@ def test_max_requests(tmp_path: Path) -> None:
 # -- Settings ----------------------------------------------------------------------------------------------------------
 
 
+def connects(path: str) -> bool:
+    """Whether something listens at ``path``; the file is there a moment before that."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
+
+
 def test_a_unix_socket(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with gunicorn(tmp_path, bind=f"unix:{path}") as running:
-        eventually(lambda: os.path.exists(path), "the socket")
+        eventually(lambda: connects(path), "the socket")
         with Peer(running.address) as peer:
             peer.send(offer("/scheme"))
             # Its peer is always believed.

@@ -941,7 +941,9 @@ class Timing:
         self.closed = 0
 
     def __call__(self, environ: Any, start_response: Any) -> Any:
-        result = self.app(environ, lambda status, headers, *rest: start_response(status, [*headers, ("X-T", "1")], *rest))
+        result = self.app(
+            environ, lambda status, headers, *rest: start_response(status, [*headers, ("X-T", "1")], *rest)
+        )
         try:
             yield from result
         finally:
@@ -990,8 +992,14 @@ class TestMiddleware:
             assert session.remote_address[0] == "127.0.0.1"
 
         with serving(ProxyFix(face.app, x_for=1, x_host=1, x_proto=1)) as server:
-            forwarded = {"X_Forwarded_For": "203.0.113.9", "X_Forwarded_Host": "ws.example", "X_Forwarded_Proto": "https"}
-            assert conversation(server, Origin="https://ws.example", **forwarded) == [b"203.0.113.9 ws.example https"] or (
+            forwarded = {
+                "X_Forwarded_For": "203.0.113.9",
+                "X_Forwarded_Host": "ws.example",
+                "X_Forwarded_Proto": "https",
+            }
+            assert conversation(server, Origin="https://ws.example", **forwarded) == [
+                b"203.0.113.9 ws.example https"
+            ] or (
                 # Flask's request tells the scheme of a WebSocket's as what it is over TLS.
                 conversation(server, Origin="https://ws.example", **forwarded) == [b"203.0.113.9 ws.example wss"]
             )
@@ -1022,6 +1030,7 @@ class called:
 
     def __exit__(self, *exception: object) -> None:
         self._peer.close()
+        self._socket.close()
 
     def _call(self) -> list[bytes]:
         head = request().decode("latin-1").split("\r\n")

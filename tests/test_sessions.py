@@ -609,6 +609,27 @@ class TestSending:
 
         run(handler, script)
 
+    def test_a_sender_that_waited_sends_nothing_behind_a_close(self) -> None:
+        closing = Event()
+
+        def handler(session: Any) -> None:
+            session.accept()
+            first = gevent.spawn(session.send, b"x" * 8_000_000)
+            wait_until(lambda: session.connection.write_watcher is not None)
+            second = gevent.spawn(session.send, b"second")
+            gevent.sleep(0)
+            session.start_close(4000)
+            closing.set()
+            gevent.joinall([first, second])
+            assert isinstance(second.exception, ConnectionClosed)
+
+        def script(peer: Peer) -> None:
+            assert closing.wait(PATIENCE)
+            assert len(peer.frame()[1]) == 8_000_000
+            peer.closed_with(4000)
+
+        run(handler, script)
+
     def test_a_sender_is_freed_when_the_connection_is_lost(self) -> None:
         def handler(session: Any) -> None:
             with pytest.raises(ConnectionClosed):

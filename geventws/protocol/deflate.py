@@ -62,7 +62,7 @@ class PermessageDeflate:
         WebSocket, TCP, IP and TLS take more bytes than it could save; a session that sends no other never makes a
         compressor.
     :param compress_if: called with the first frame of each message of at least ``min_size`` bytes; False leaves the
-        message as it is. What it raises comes out of ``send``, and the message is not sent.
+        message as it is. It must not block. What it raises comes out of ``send``, and the message is not sent.
 
     Raises ``ValueError`` that names the option.
     """
