@@ -157,17 +157,26 @@ def keep_running() -> int:
     """Runs this same command in a process of its own, and again whenever it asks for that; gives its last status."""
     environ = {**os.environ, RELOAD_PARENT: str(os.getpid())}
     children: list[subprocess.Popen[bytes]] = []
+    stopping = False
 
     def pass_on(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
         if children:
-            children[-1].send_signal(number)
+            children[0].send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, pass_on)
     while True:
         children[:] = [subprocess.Popen([sys.executable, *sys.orig_argv[1:]], env=environ)]
+        if stopping:
+            # The signal came between two of them.
+            children[0].terminate()
         status = children[0].wait()
-        if status != RELOAD_STATUS:
+        if stopping and status < 0:
+            # From a terminal Ctrl-C gets to both; when it is passed on, the other may be past handling it again.
+            return 0
+        if stopping or status != RELOAD_STATUS:
             # A shell's way to tell of a signal.
             return status if status >= 0 else 128 - status
 

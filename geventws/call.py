@@ -1,5 +1,4 @@
-"""The HTTP side of a server's session: the handshake is checked, the handler runs, and its outcome becomes a response
-or a close.
+"""The HTTP side of a server's session: the handshake is checked, the handler runs, and its outcome is told.
 
 Until the session is first used all is plain HTTP, and whatever the handler raises or returns is the client's answer.
 Then the 101 goes out, and from there on the outcome can only be told by a close code.
@@ -111,32 +110,37 @@ class ServerCall:
 
     def accept(self, session: WebSocketSession, protocol: str | None, headers: Sequence[tuple[str, str]]) -> None:
         """Sends the 101 and opens the session's connection."""
-        handshake = self._handshake
-        if handshake is None:
-            raise UsageError("the request is answered in HTTP already: there is no WebSocket to open any more")
-        if protocol is None:
-            protocol = self.protocol
-        elif protocol not in handshake.protocols:
+        handshake = self._unanswered()
+        if protocol is not None and protocol not in handshake.protocols:
             offered = ", ".join(handshake.protocols) or "none"
             raise ValueError(f"protocol {protocol!r} is not among those that the client offered: {offered}")
         extensions = session.connection.settings.extensions
         answer, encoders = negotiate(handshake.extensions, extensions)
         names = {element.partition(";")[0].strip() for element in (answer or "").split(",")}
         rsv = sum(extension.rsv for extension in extensions if extension.name in names)
-        head = response_head(
-            handshake.key, protocol=protocol, extensions=answer, headers=[*_pairs(headers), *self.headers()]
-        )
+        pairs = [*_pairs(headers), *self.headers()]
+        connection = session.connection
+        if connection.state != State.CONNECTING and protocol is None and not headers:
+            # A framework's headers may have to be waited for, and meanwhile another greenlet used the session first.
+            return
+        chosen = self.protocol if protocol is None else protocol
+        head = response_head(self._unanswered().key, protocol=chosen, extensions=answer, headers=pairs)
         # It would live as long as the session.
         self.environ.pop(CALL_KEY, None)
         # From here on nothing fails, and HTTP is over.
         socket, read_ahead = self._upgrade.take()
         self._handshake = None
-        self.protocol = protocol
+        self.protocol = chosen
         self._upgrade.sessions.add(session)
-        connection = session.connection
         connection.session = session
         connection.open(transport_of(socket), head, read_ahead, encoders, rsv)
         session.opened()
+
+    def _unanswered(self) -> Handshake:
+        if self._handshake is None:
+            over = "accepted" if self._upgrade.taken else "answered in HTTP"
+            raise UsageError(f"the request is {over} already: there is no WebSocket to open any more")
+        return self._handshake
 
     def answered(self) -> None:
         """Told when the request is answered in HTTP: a greenlet that still has the session can't open it any more."""

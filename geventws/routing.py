@@ -62,7 +62,6 @@ class Route:
         protocol: str | Sequence[str] | None = None,
         raw: bool = False,
         negotiate_extensions: bool = False,
-        before: Sequence[Handler] = (),
         **options: Any,
     ) -> None:
         _check_handler(handler)
@@ -75,7 +74,7 @@ class Route:
         self.raw = raw
         self.negotiate_extensions = negotiate_extensions
         #: What runs before the handler: the hooks of the route's blueprint.
-        self.before = before
+        self.before: Sequence[Handler] = ()
         self.rule_options = {name: options.pop(name) for name in RULE_OPTIONS & options.keys()}
         self.options = options
         self._check_options()

@@ -130,6 +130,7 @@ def _check_extensions(value: Any) -> None:
     if not isinstance(value, tuple):
         raise ValueError(f"extensions must be a list, as in [PermessageDeflate()], not {value!r}")
     claimed: dict[int, str] = {}
+    names: set[str] = set()
     for extension in value:
         if isinstance(extension, type):
             raise ValueError(
@@ -147,6 +148,9 @@ def _check_extensions(value: Any) -> None:
                 if bit in claimed:
                     raise ValueError(f"extensions has {claimed[bit]} and {name}, which claim the same RSV bit")
                 claimed[bit] = name
+        if name.lower() in names:
+            raise ValueError(f"extensions has {name} twice, of which only the first would ever be used")
+        names.add(name.lower())
 
 
 def _check_converter(value: Any) -> None:

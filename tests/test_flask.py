@@ -14,6 +14,7 @@ import flask
 import gevent
 import pytest
 from flask import current_app, g, got_request_exception, request
+from gevent.event import Event
 from itsdangerous import URLSafeTimedSerializer
 from werkzeug.exceptions import HTTPException
 
@@ -389,6 +390,41 @@ class TestSession:
             assert head.startswith("HTTP/1.1 101 ")
             assert session_in(app, head) == {"seen": 2}
         assert not caplog.records
+
+    def test_one_that_is_saved_elsewhere(self, app: flask.Flask) -> None:
+        """Which may take time, in which another greenlet uses the WebSocket's session first."""
+        saved: list[Any] = []
+        go = Event()
+
+        class Elsewhere(flask.sessions.SessionInterface):
+            def open_session(self, app: flask.Flask, request: flask.Request) -> Any:
+                return AlwaysModified()
+
+            def save_session(self, app: flask.Flask, session: Any, response: flask.Response) -> None:
+                saved.append(dict(session))
+                go.wait(PATIENCE)
+
+        class AlwaysModified(dict[str, Any], flask.sessions.SessionMixin):
+            """One that does not know whether it was changed."""
+
+        app.session_interface = Elsewhere()
+        sockets = WebSockets(app)
+
+        @sockets.route("/")
+        def handler(session: Any) -> None:
+            flask.session["a"] = 1
+            others = [gevent.spawn(session.send, "x") for _ in range(3)]
+            wait_until(lambda: len(saved) == 3)
+            gevent.spawn(go.set)
+            with pytest.raises(UsageError, match="accepted already"):
+                session.accept(headers=[("X-Late", "1")])
+            gevent.joinall(others, raise_error=True)
+            flask.session["b"] = 2
+
+        with serving(app) as server:
+            assert conversation(server) == [b"x"] * 3
+            wait_until(lambda: not server._connections)
+        assert saved == [{"a": 1}] * 4 + [{"a": 1, "b": 2}]
 
     def test_an_emptied_one_is_deleted(self, app: flask.Flask) -> None:
         WebSockets(app).route("/")(lambda session: flask.session.clear())

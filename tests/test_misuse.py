@@ -149,6 +149,9 @@ class TestSettings:
             WebSockets(extensions=[PermessageDeflate(), Mine()])
         with pytest.raises(ValueError, match="claim the same RSV bit"):
             WebSockets(extensions=[PermessageDeflate(), PermessageDeflate(level=1)])
+        Mine.rsv = 0
+        with pytest.raises(ValueError, match="x-mine twice"):
+            WebSockets(extensions=[Mine(), Mine()])
 
     @pytest.mark.parametrize(
         ("attributes", "said"),
@@ -253,7 +256,8 @@ class TestRoutes:
 
     @either
     def test_an_endpoint_twice(self, make: MakeFace) -> None:
-        for table in (make().sockets, Blueprint("b", __name__), geventws.flask.WebSockets()):
+        face = make()
+        for table in (face.sockets, Blueprint("b", __name__), geventws.flask.WebSockets()):
             table.route("/a", endpoint="x")(lambda session: None)
             with pytest.raises(UsageError, match="endpoint 'x' already: give the route at '/b' another by endpoint="):
                 table.route("/b", endpoint="x")(lambda session: None)
@@ -275,14 +279,16 @@ class TestRoutes:
         ],
     )
     def test_a_route_that_would_never_be_taken(self, make: MakeFace, first: Any, second: Any, said: str) -> None:
-        sockets = make().sockets
+        face = make()
+        sockets = face.sockets
         sockets.route("/x", endpoint="a", protocol=first)(lambda session: None)
         with pytest.raises(UsageError, match=said):
             sockets.route("/x", endpoint="b", protocol=second)(lambda session: None)
 
     @either
     def test_routes_that_share_a_rule_share_its_defaults(self, make: MakeFace) -> None:
-        sockets = make().sockets
+        face = make()
+        sockets = face.sockets
         sockets.route("/x", endpoint="a", protocol="a", defaults={"n": 1})(lambda session, n: None)
         with pytest.raises(UsageError, match="share its defaults"):
             sockets.route("/x", endpoint="b", protocol="b")(lambda session: None)

@@ -273,6 +273,7 @@ class TestBefore101:
     @pytest.mark.parametrize("name", outcomes())
     @pytest.mark.parametrize("where", ["handler", "hook", "hook with session"])
     def test_the_outcome_is_the_answer(self, make: MakeFace, where: str, name: str) -> None:
+        """And nothing that came behind is served (A3 row 36, for refusals of the app's own)."""
         face = make()
         outcome, status, text = self.outcomes()[name]
         blueprint = Blueprint("b", __name__)
