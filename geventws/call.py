@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit, Timeout, with_timeout
+from gevent import GreenletExit, Timeout
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Request, Response
 
@@ -234,17 +234,11 @@ def call_handler(
 def _end(session: WebSocketServerSession) -> None:
     """Ends a session whose handler has ended well; a raw one has said what it had to say."""
     connection = session.connection
-    if not connection.raw:
+    if connection.raw:
+        connection.end_output()
+        connection.wait_closed(connection.timeout)
+    else:
         _close(session, CloseReason(CloseCode.NORMAL))
-    elif connection.state != State.CLOSED:
-        with_timeout(connection.timeout, _flush, session, timeout_value=None)
-
-
-def _flush(session: WebSocketServerSession) -> None:
-    try:
-        session.flush()
-    except ConnectionClosed:
-        pass
 
 
 def _close(session: WebSocketServerSession, reason: CloseReason) -> None:

@@ -557,6 +557,20 @@ class Connection:
         self._send_close(payload)
         self._flush_closing()
 
+    def end_output(self) -> None:
+        """Ends without a Close frame, and without waiting: what is in the output goes out, then FIN.
+
+        Input is read on and dropped until the peer's FIN, at most ``timeout`` seconds: closing the socket on top of
+        unread input would reset the connection, and take what was just sent along.
+        """
+        if self.state == OPEN or self.state == CLOSING:
+            self.state = CLOSING
+            self.close_sent = True
+            self.discarding = True
+            self._limit_closing()
+            self._stop_input()
+            self._flush_closing()
+
     def terminate(self) -> None:
         """Closes the socket at once."""
         self._finish()

@@ -67,10 +67,7 @@ class WebSocketSession:
 
     def opened(self) -> None:
         """Called by the call when the connection is open."""
-        rsv = 0
-        for extension in self.connection.encoders:
-            rsv |= getattr(extension, "rsv", 0)
-        self.rules = FrameRules(rsv)
+        self.rules = FrameRules()
 
     def pong_came(self, payload: bytes) -> None:
         """Called by the connection for a pong that was waited for."""
@@ -123,8 +120,8 @@ class WebSocketSession:
         rules.check(frame)
         if frame.opcode == 8:
             connection.sent_close_frame(bytes(frame.payload))
-        elif frame.opcode > 8 or frame.rsv:
-            connection.send((0x80 if frame.fin else 0) | frame.rsv << 4 | frame.opcode, _view(frame.payload))
+        elif frame.opcode > 8:
+            connection.send(0x80 | frame.opcode, _view(frame.payload))
         else:
             connection.send_fragment(frame.opcode, _view(frame.payload), frame.fin)
 

@@ -771,6 +771,23 @@ class TestRawSession:
 
         run(handler, script, raw=True)
 
+    def test_the_last_frames_arrive_though_the_peer_is_still_sending(self) -> None:
+        """A socket that is closed on top of unread input resets the connection."""
+        big = b"x" * 1_500_000
+
+        def handler(session: Any) -> None:
+            session.receive()
+            session.send(Frame.binary(big))
+            session.send(Frame.close(1000))
+
+        def script(peer: Peer) -> None:
+            sending = gevent.spawn(lambda: [peer.send(frame(BINARY, b"y" * 60_000)) for _ in range(50)])
+            assert peer.frame() == (0x82, big)
+            assert peer.frame() == (0x88, b"\x03\xe8")
+            sending.kill()
+
+        run(handler, script, raw=True)
+
     def test_nothing_illegal_goes_out(self) -> None:
         def handler(session: Any) -> None:
             for wrong in (Frame.continuation(b"x"), Frame(Opcode.TEXT, b"x", rsv=4), Frame(Opcode.PING, b"x" * 126)):

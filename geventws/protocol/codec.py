@@ -377,11 +377,10 @@ class Reader:
 class FrameRules:
     """Keeps a raw session from sending what RFC 6455 forbids; knows where the outgoing message stands."""
 
-    __slots__ = ("_message_opcode", "_rsv_allowed", "_utf8")
+    __slots__ = ("_message_opcode", "_utf8")
 
-    def __init__(self, rsv: int = 0) -> None:
+    def __init__(self) -> None:
         self._message_opcode = 0
-        self._rsv_allowed = rsv
         self._utf8: Utf8Validator | None = None
 
     def check(self, frame: Frame) -> None:
@@ -395,8 +394,8 @@ class FrameRules:
         if frame.opcode >= 8:
             self._check_control(frame)
             return
-        if frame.rsv & ~self._rsv_allowed:
-            raise ValueError(f"RSV bits {frame.rsv} are set, which no negotiated extension claims (RFC 6455 5.2)")
+        if frame.rsv:
+            raise ValueError(f"RSV bits {frame.rsv} are set, which are for extensions to set (RFC 6455 5.2)")
         if frame.opcode == 0 and self._message_opcode == 0:
             raise ValueError("a continuation frame needs a message begun with fin=False (RFC 6455 5.4)")
         if frame.opcode != 0 and self._message_opcode != 0:
