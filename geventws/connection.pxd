@@ -6,6 +6,7 @@ from geventws.transport cimport Transport, monotonic
 
 
 cdef int CONNECTING, OPEN, CLOSING, CLOSED
+cdef int READING, WRITING, BEGINNING
 cdef int READS_AT_A_TIME, GATHERED_SIZE, DIRECT_SIZE, OUTPUT_CAP
 cdef double GATHERED_SECONDS
 
@@ -33,6 +34,7 @@ cdef class Connection:
     @cython.locals(reader=Reader)
     cpdef receive(self)
     cpdef receive_within(self, timeout)
+    cdef _run_for_hub(self, int task)
     @cython.locals(transport=Transport, count=Py_ssize_t, _=int)
     cdef _read(self)
     @cython.locals(reader=Reader, full=cython.bint)

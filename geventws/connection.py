@@ -62,6 +62,9 @@ class State(IntEnum):
 
 CONNECTING, OPEN, CLOSING, CLOSED = 0, 1, 2, 3
 
+#: What the hub calls a connection for.
+READING, WRITING, BEGINNING = 0, 1, 2
+
 
 class Connection:
     """A WebSocket connection of either role, with what default and raw sessions share.
@@ -207,26 +210,30 @@ class Connection:
             return self.receive()
 
     def _readable(self) -> None:
-        """The read watcher's callback, in the hub."""
-        self.in_hub = True
-        try:
-            if self.state != CLOSED and not self.paused:
-                self._read()
-        except (SystemExit, KeyboardInterrupt):
-            # A signal's; it may have come between a system call and what is noted of it.
-            self._finish()
-            raise
-        except BaseException:
-            self._broken()
-        finally:
-            self.in_hub = False
+        """The read watcher's callback."""
+        self._run_for_hub(READING)
+
+    def _writable(self) -> None:
+        """The write watcher's callback."""
+        self._run_for_hub(WRITING)
 
     def _begin(self) -> None:
-        """Reads in the hub what came with the handshake."""
+        """The hub's callback that reads what came with the handshake."""
+        self._run_for_hub(BEGINNING)
+
+    def _run_for_hub(self, task: int) -> None:
+        """Runs one of the hub's callbacks, and lets nothing out that would stop its watcher."""
         self.in_hub = True
         try:
-            if self.paused and self.state != CLOSED:
-                self._resume()
+            if self.state == CLOSED:
+                pass
+            elif task == WRITING:
+                self._write()
+            elif task == BEGINNING:
+                if self.paused:
+                    self._resume()
+            elif not self.paused:
+                self._read()
         except (SystemExit, KeyboardInterrupt):
             # A signal's; it may have come between a system call and what is noted of it.
             self._finish()
@@ -475,20 +482,6 @@ class Connection:
         if watcher is not None:
             watcher.stop()
             watcher.close()
-
-    def _writable(self) -> None:
-        """The write watcher's callback, in the hub."""
-        self.in_hub = True
-        try:
-            self._write()
-        except (SystemExit, KeyboardInterrupt):
-            # A signal's; it may have come between a system call and what is noted of it.
-            self._finish()
-            raise
-        except BaseException:
-            self._broken()
-        finally:
-            self.in_hub = False
 
     def _write(self) -> None:
         output = self.output

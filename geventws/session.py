@@ -93,10 +93,10 @@ class WebSocketSession:
             self.call.accept(self, None, ())
 
     def receive(self, timeout: float | None = None) -> Any:
-        """The next frame, pings, pongs and closes among them; blocks until it comes, or for ``timeout`` seconds.
+        """The next message, str for text and bytes for binary; of a raw session the next frame, of any kind.
 
-        Raises ``TimeoutError`` (no frame is lost), ``ConnectionClosed`` after the end, ``UsageError`` while another
-        greenlet receives.
+        Blocks until it comes, or for ``timeout`` seconds. Raises ``TimeoutError`` (nothing is lost),
+        ``ConnectionClosed`` after the end, ``UsageError`` while another greenlet receives.
         """
         if self.connection.state == CONNECTING:
             self.accept_if_needed()
@@ -262,18 +262,6 @@ class DefaultWebSocketSession(WebSocketSession):
     def opened(self) -> None:
         """Called by the call when the connection is open."""
         self._timing_changed()
-
-    def receive(self, timeout: float | None = None) -> Any:
-        """The next message: str for text, bytes for binary; blocks until it comes, or for ``timeout`` seconds.
-
-        Raises ``TimeoutError`` (no message is lost), ``ConnectionClosed`` after the end, ``UsageError`` while another
-        greenlet receives.
-        """
-        if self.connection.state == CONNECTING:
-            self.accept_if_needed()
-        if timeout is None:
-            return self.connection.receive()
-        return self.connection.receive_within(timeout)
 
     def send(  # type: ignore[override]  # the two kinds of session send different things, as they receive them
         self, message: str | BytesLike | Iterable[str | BytesLike]
