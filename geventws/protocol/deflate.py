@@ -53,8 +53,8 @@ class PermessageDeflate:
 
     :param server_no_context_takeover: compress each message on its own: no memory between messages, larger messages.
     :param client_no_context_takeover: make the client do so.
-    :param server_max_window_bits: the base-2 logarithm of the window in bytes that messages are compressed with, 9 to
-        15; zlib can't do 8. A client that asks for 8 gets no compression.
+    :param server_max_window_bits: the base-2 logarithm of the window in bytes that messages are compressed with, 8 to
+        15. zlib can't do 8: with it here no client gets compression, and without it none that asks for 8.
     :param client_max_window_bits: the same for the client, 8 to 15. A client that doesn't offer to obey uses 15.
     :param level: 1 is the fastest and 9 the smallest, 0 doesn't compress, -1 is zlib's own choice.
     :param memory_level: how much memory zlib takes for its hash table, 1 to 9.
@@ -97,7 +97,7 @@ class PermessageDeflate:
     ) -> None:
         _check_flag("server_no_context_takeover", server_no_context_takeover)
         _check_flag("client_no_context_takeover", client_no_context_takeover)
-        _check_number("server_max_window_bits", server_max_window_bits, 9, _MAX_WINDOW_BITS)
+        _check_number("server_max_window_bits", server_max_window_bits, 8, _MAX_WINDOW_BITS)
         _check_number("client_max_window_bits", client_max_window_bits, 8, _MAX_WINDOW_BITS)
         _check_number("level", level, -1, 9)
         _check_number("memory_level", memory_level, 1, 9)
@@ -132,8 +132,7 @@ class PermessageDeflate:
                 client_bits = min(bits, self.client_max_window_bits)
             elif name == "server_max_window_bits":
                 bits = _WINDOW_BITS.get(value)
-                # zlib refuses to compress with a window of 8 bits, or takes one of 9 in its place.
-                if bits is None or bits == 8:
+                if bits is None:
                     return None
                 server_bits = min(bits, server_bits)
             elif value is not None:
@@ -144,6 +143,9 @@ class PermessageDeflate:
                 client_no_context_takeover = True
             else:
                 return None
+        # zlib refuses to compress with a window of 8 bits, or takes one of 9 in its place.
+        if server_bits == 8:
+            return None
         answer: dict[str, str | None] = {}
         if server_no_context_takeover:
             answer["server_no_context_takeover"] = None
