@@ -22,7 +22,7 @@ from geventws.protocol.handshake import is_upgrade, negotiate, read_handshake, r
 from geventws.session import DefaultWebSocketSession, WebSocketSession
 from geventws.settings import Settings
 from geventws.tls import transport_of
-from geventws.upgrade import KEY
+from geventws.upgrade import KEY, Outcome
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -148,6 +148,9 @@ class ServerCall:
 
     def ended(self, session: WebSocketSession) -> None:
         """Told when the session's connection is gone."""
+        connection = session.connection
+        transport, (code, message) = connection.transport, connection.ending()
+        self._upgrade.outcome = Outcome(code, message, transport.received, transport.sent, connection.failed)
         self._upgrade.sessions.discard(session)
 
 

@@ -13,7 +13,7 @@ cdef double GATHERED_SECONDS
 
 cdef class Connection:
     cdef public object settings, timeout, max_frame_size, close_reason, session
-    cdef readonly bint raw, client, masking, close_sent, paused
+    cdef readonly bint raw, client, masking, close_sent, paused, failed
     cdef public bint alive
     cdef readonly int state
     cdef readonly Py_ssize_t write_limit
@@ -27,7 +27,8 @@ cdef class Connection:
     cdef bytes held
     cdef bint gathering, discarding, ended, in_hub
     cdef double gathered_until, message_timeout
-    cdef object drained, gone, fragmenting, message_entry, close_entry
+    cdef object drained, gone, fragmenting, message_entry, close_entry, stall_entry
+    cdef long long sent_before
     cdef Py_ssize_t message_begun
     cdef object __weakref__
 
@@ -55,10 +56,14 @@ cdef class Connection:
     cpdef flush(self)
     cdef _wait_drained(self)
     cdef _wait_event(self)
+    cdef _wait_to_write(self)
     cdef _start_writing(self)
     cdef _stop_writing(self)
     @cython.locals(output=Buffer, before=Py_ssize_t, done=cython.bint)
     cdef _write(self)
+    cdef _watch_stalled(self)
+    @cython.locals(writing=cython.bint)
+    cpdef _stall_due(self)
     cpdef start_close(self, reason)
     cpdef fail(self, error)
     cdef _send_close(self, bytes payload)
@@ -70,4 +75,6 @@ cdef class Connection:
     cdef _flushed(self)
     cdef _broken(self)
     cpdef _finish(self)
+    cdef _abandon(self)
+    cdef _stop_watching(self)
     cdef _wake_soon(self)

@@ -87,6 +87,8 @@ class Connection:
         self.transport: Transport = None  # type: ignore[assignment]
         self.encoders: tuple[ExtensionSession, ...] = ()
         self.close_reason: CloseReason | None = None
+        #: Whether the WebSocket ends because of what the peer did wrong, which `close_reason` then tells.
+        self.failed = False
         #: The session, which is told of awaited pongs (in the hub) and of the end.
         self.session: Any = None
         #: Whether anything moved since a pinger looked last.
@@ -115,6 +117,8 @@ class Connection:
         self.message_begun = 0
         self.message_entry: Entry | None = None
         self.close_entry: Entry | None = None
+        self.stall_entry: Entry | None = None
+        self.sent_before = 0
 
     # -- Opening
     # -----------------------------------------------------------------------------------------------------------------
@@ -227,6 +231,8 @@ class Connection:
         try:
             if self.state == CLOSED:
                 pass
+            elif self.transport.inherited():
+                self._abandon()
             elif task == WRITING:
                 self._write()
             elif task == BEGINNING:
@@ -252,7 +258,11 @@ class Connection:
                 self._finish()
                 return
             if count < 0:
-                return
+                if transport.receiving_waits_to_write:
+                    # Readable all the while, the socket would call for nothing.
+                    self.read_watcher.stop()
+                    self._start_writing()
+                break
             self.alive = True
             if count == 0:
                 self._end_of_input()
@@ -261,7 +271,10 @@ class Connection:
                 self._feed(self.shared, 0, count)
             if self.state == CLOSED or self.paused or not transport.keeps_input:
                 return
-        self.hub.loop.run_callback(self._readable)
+        else:
+            self.hub.loop.run_callback(self._readable)
+        if transport.sending_waits_to_read:
+            self.flush()
 
     def _feed(self, data: bytearray, position: int, end: int) -> None:
         """Parses ``data[position:end]`` and hands on what it brings."""
@@ -320,6 +333,7 @@ class Connection:
         self.paused = True
         if self.read_watcher is not None:
             self.read_watcher.stop()
+            self._watch_stalled()
 
     def _resume(self) -> None:
         """Reads on: first what was held back, then the socket."""
@@ -440,13 +454,16 @@ class Connection:
         """Hands to the socket what waits; what it does not take, a watcher sends in the hub."""
         if self.write_watcher is not None or not self.output.length():
             return
+        if self.transport.inherited():
+            self._abandon()
+            return
         try:
             done = self.transport.send(self.output)
         except OSError:
             self._finish()
             return
         if not done:
-            self._start_writing()
+            self._wait_to_write()
         elif self.state == CLOSING:
             self._flushed()
 
@@ -472,10 +489,18 @@ class Connection:
             self.drained = Event()
         self.drained.wait()
 
+    def _wait_to_write(self) -> None:
+        """Goes on when the socket takes more; under TLS that may take input first."""
+        if not self.transport.sending_waits_to_read:
+            self._start_writing()
+        elif self.paused:
+            self._resume()
+
     def _start_writing(self) -> None:
         if self.write_watcher is None and self.state != CLOSED:
             self.write_watcher = self.hub.loop.io(self.transport.descriptor, 2)
             self.write_watcher.start(self._writable)
+            self._watch_stalled()
 
     def _stop_writing(self) -> None:
         watcher, self.write_watcher = self.write_watcher, None
@@ -494,8 +519,12 @@ class Connection:
         # A peer that takes a long message in slowly is alive, though it says nothing.
         if output.length() < before:
             self.alive = True
-        if done:
+        if done or self.transport.sending_waits_to_read:
             self._stop_writing()
+        if self.transport.receiving_waits_to_write:
+            self.transport.receiving_waits_to_write = False
+            if not self.paused:
+                self._resume()
         if self.drained is not None and output.length() <= self.write_limit // 2:
             self.drained.set()
             self.drained = None
@@ -503,6 +532,28 @@ class Connection:
             self._resume()
         if done and self.state == CLOSING:
             self._flushed()
+
+    def _watch_stalled(self) -> None:
+        """Looks again in ``timeout`` seconds: no watcher tells of a peer that takes nothing, or is lost meanwhile."""
+        if self.stall_entry is None:
+            self.sent_before = self.transport.sent
+            self.stall_entry = Schedule.of_hub(self.hub).after(self.timeout, self._stall_due)
+
+    def _stall_due(self) -> None:
+        self.stall_entry = None
+        writing = self.write_watcher is not None
+        if self.state == CLOSED:
+            return
+        if self.paused and self.transport.error():
+            self._finish()
+        elif writing and self.transport.sent == self.sent_before:
+            if self.close_reason is None:
+                late = f"the peer took none of the bytes that wait for it for {self.timeout:g} s"
+                self.close_reason = CloseReason(CloseCode.ABNORMAL, late)
+                self.failed = True
+            self._finish()
+        elif writing or self.paused:
+            self._watch_stalled()
 
     # -- Closing
     # -----------------------------------------------------------------------------------------------------------------
@@ -535,6 +586,7 @@ class Connection:
             return
         if not self.close_sent:
             self.close_reason = CloseReason.truncated(error.code, error.message)
+            self.failed = error.code != CloseCode.INTERNAL_ERROR
             self._send_close(self.close_reason.to_payload())
         self.discarding = True
         self.reader.open = False
@@ -655,16 +707,13 @@ class Connection:
         self.input_over = True
         if not opened:
             return
-        self._stop_writing()
-        watcher, self.read_watcher = self.read_watcher, None
-        if watcher is not None:
-            watcher.stop()
-            watcher.close()
+        self._stop_watching()
         self.transport.close()
         self.output.clear()
         schedule = Schedule.of_hub(self.hub)
         schedule.cancel(self.message_entry)
         schedule.cancel(self.close_entry)
+        schedule.cancel(self.stall_entry)
         if self.drained is not None:
             self.drained.set()
         if self.gone is not None:
@@ -673,6 +722,19 @@ class Connection:
         session, self.session = self.session, None
         if session is not None:
             session.ended()
+
+    def _abandon(self) -> None:
+        """Leaves the connection to the process that this one is a fork of; the hub has its watchers here too."""
+        self.state = CLOSED
+        self.input_over = True
+        self._stop_watching()
+
+    def _stop_watching(self) -> None:
+        self._stop_writing()
+        watcher, self.read_watcher = self.read_watcher, None
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
 
     def _wake_soon(self) -> None:
         if self.receiver is not None:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
+from gevent.hub import Hub
 
-__all__ = ["PeerLog", "escape", "shorten"]
+__all__ = ["PeerLog", "escape", "format_address", "shorten"]
 
 #: Characters of one line about a peer, and lines a second about one kind of fault.
 LOG_LINE = 256
@@ -33,8 +34,15 @@ class PeerLog:
     def log(self, kind: str, address: Any, detail: str = "") -> None:
         """Logs a fault. ``kind`` is one of few constant texts; ``detail`` may come from the peer."""
         if self.admit(kind):
-            line = f"{_format_address(address)}: {kind}"
-            self._write(shorten(f"{line}: {detail}" if detail else line))
+            line = f"{format_address(address)}: {kind}"
+            self.write(shorten(f"{line}: {detail}" if detail else line))
+
+    def write(self, line: str) -> None:
+        """Writes a line; from the hub by a greenlet, for a handler of ``logging`` may block."""
+        if isinstance(gevent.getcurrent(), Hub):
+            gevent.spawn(self._write, line)
+        else:
+            self._write(line)
 
     def admit(self, kind: str) -> bool:
         """Counts a fault of this kind; tells whether it may have a line."""
@@ -56,7 +64,8 @@ def shorten(line: str) -> str:
     return line if len(line) <= LOG_LINE else line[: LOG_LINE - 3] + "..."
 
 
-def _format_address(address: Any) -> str:
+def format_address(address: Any) -> str:
+    """A socket address as people write it."""
     if isinstance(address, tuple):
         return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
     return str(address) or "unix socket"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from errno import ECONNRESET
 from functools import partial
-from math import isfinite
-from socket import IPPROTO_TCP, SHUT_RD, SHUT_WR, TCP_NODELAY
+from math import inf, isfinite
+from socket import IPPROTO_TCP, SHUT_WR, TCP_NODELAY
 from sys import intern
 from time import monotonic
 from typing import Any, Literal
@@ -24,11 +24,12 @@ from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.ssl import SSLContext, SSLSocket
 
+from geventws.accepting import Acceptor, Waiting, WaitingRoom
 from geventws.errors import UsageError
 from geventws.frames import CloseCode
 from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
 from geventws.peer_log import PeerLog
-from geventws.upgrade import KEY, NO_INPUT, Upgrade, flatten, lighten, names_websocket, unwrap
+from geventws.upgrade import KEY, NO_INPUT, Outcome, Upgrade, flatten, lighten, names_websocket, unwrap
 
 __all__ = ["WSGIServer"]
 
@@ -41,6 +42,12 @@ CRUMBS_GATHER = 0.01
 #: For how many seconds and bytes input is read on after the last response, lest a reset destroy it (RFC 9112 9.6).
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 256 * 1024
+
+#: Sessions that are closed in a second, where they are closed one after another, and before others have their turn.
+CLOSE_RATE = 1000
+CLOSED_AT_A_TIME = 20
+#: Seconds over which a stopping server closes its sessions.
+CLOSE_SPREAD = 2.0
 
 #: Seconds that a stopping server leaves the handlers of sessions that it terminated.
 LAST_MOMENT = 0.1
@@ -60,15 +67,21 @@ _REASONS = {
 }
 
 
-def shake_hands(server: Any, sock: Any, address: Any, timeout: float | None, peer_log: PeerLog) -> Any:
-    """The TLS socket for a plain one; None after a handshake that failed or took too long, which is logged."""
+def shake_hands(server: Any, sock: Any, waiting: Waiting, timeout: float | None) -> Any:
+    """The TLS socket for a plain one; None after a handshake that failed or took too long, which is logged.
+
+    Meanwhile the connection waits in the server's room as ``waiting``.
+    """
     try:
         # An OSError, as gevent's socket closes itself after one.
         with gevent.Timeout(timeout, TimeoutError("it took too long")):
             return server.wrap_socket(sock, **server.ssl_args)
-    except OSError as error:
+    except BaseException as error:
+        server.waiting.leave(waiting)
+        if not isinstance(error, OSError):
+            raise
         reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
-        peer_log.log("the TLS handshake failed", address, reason or type(error).__name__)
+        server.peer_log.log("the TLS handshake failed", waiting.address, reason or type(error).__name__)
     sock.close()
     return None
 
@@ -89,19 +102,18 @@ def linger(sock: Any) -> None:
         pass
 
 
-def close_sessions(sessions: set[Any], code: int) -> None:
-    """Begins the closing handshake on all ``sessions``; gives way to others now and then."""
-    for number, session in enumerate(list(sessions), 1):
+def close_sessions(sessions: Iterable[Any], code: int, spread: float = 0.0) -> None:
+    """Begins the closing handshake on all ``sessions``, some a time; blocks.
+
+    They get it over ``spread`` seconds at most, and faster where they are few, so that their clients don't come back
+    all at once.
+    """
+    batch = list(sessions)
+    pause = min(1 / CLOSE_RATE, spread / max(1, len(batch))) * CLOSED_AT_A_TIME
+    for number, session in enumerate(batch, 1):
         session.start_close(code)
-        if number % 100 == 0:
-            gevent.sleep(0)
-
-
-def end_input(sockets: Iterable[Any]) -> None:
-    """Ends the wait for a request on ``sockets``; one that is here already is still read."""
-    for sock in list(sockets):
-        with suppress(OSError):
-            sock._sock.shutdown(SHUT_RD)
+        if number % CLOSED_AT_A_TIME == 0:
+            gevent.sleep(pause)
 
 
 class _Input:
@@ -189,6 +201,8 @@ class WSGIHandler(pywsgi.WSGIHandler):
     rfile: Any
     #: By when, on the monotonic clock, the head of the next request must be whole.
     deadline: float | None = None
+    #: The place of a connection that waits for its first request.
+    waiting: Waiting | None = None
     #: The offer of a WebSocket by the request that is being answered.
     upgrade: Upgrade | None = None
     request: RequestHead | None = None
@@ -238,7 +252,8 @@ class WSGIHandler(pywsgi.WSGIHandler):
     def _read_request(self) -> bool:
         """Waits for a request and prepares its call; what it used is gone with its frame when the call begins."""
         server = self.server
-        server.awaiting.add(self.socket)
+        waiting = self.waiting or server.waiting.enter(self.socket.fileno(), self.client_address)
+        self.waiting = None
         try:
             head = self.rfile.read_head(self.deadline)
             if head is None:
@@ -251,15 +266,19 @@ class WSGIHandler(pywsgi.WSGIHandler):
             # The peer is gone.
             return False
         finally:
-            server.awaiting.discard(self.socket)
+            server.waiting.leave(waiting)
         self.requestline = request.line
         self.command = request.method
         self.request_version = request.version
         self.close_connection = request.closes or not server.started
         self.environ = self.get_environ()
         self.request = None
-        stopping = self.upgrade is not None and not server.started
-        self.application = server_is_stopping if stopping else flatten(server.application)
+        if self.upgrade is not None and not server.started:
+            self.application = server_is_stopping
+        elif self.upgrade is not None and len(server.sessions) >= server.max_websockets:
+            self.application = server_is_full
+        else:
+            self.application = flatten(server.application)
         return True
 
     def get_environ(self) -> dict[str, Any]:
@@ -338,8 +357,19 @@ class WSGIHandler(pywsgi.WSGIHandler):
 
     def log_request(self) -> None:
         """Writes the line of the access log; that of a WebSocket at its end, with status 101."""
+        outcome = None if self.upgrade is None else self.upgrade.outcome
+        if outcome is not None:
+            self.response_length = outcome.sent
+            tell_failure(self.server.peer_log, self.client_address, outcome)
         if self.server.logs_requests:
             super().log_request()
+
+    def format_request(self) -> str:
+        """A line of the access log; behind that of a WebSocket stands its close code."""
+        line: str = super().format_request()
+        if self.upgrade is None or self.upgrade.outcome is None:
+            return line
+        return f"{line} {self.upgrade.outcome.code}"
 
     def _refuse(self, error: HeadError) -> None:
         """Answers a request whose head can't be read, and ends the connection."""
@@ -365,20 +395,35 @@ def _has_close(headers: Any) -> bool:
     return any(name.lower() == "connection" and "close" in value.lower() for name, value in headers)
 
 
+def tell_failure(peer_log: PeerLog, address: Any, outcome: Outcome) -> None:
+    """Logs what the peer of a WebSocket did wrong, where it did."""
+    if outcome.failed:
+        peer_log.log(f"the WebSocket failed with {outcome.code}", address, outcome.message)
+
+
 def server_is_stopping(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     """The application that offers of WebSockets get while the server stops."""
-    body = b"The server is stopping: connect again.\n"
+    return _unavailable(start_response, b"The server is stopping: connect again.\n")
+
+
+def server_is_full(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """The application that offers of WebSockets get while there are as many as there may be."""
+    return _unavailable(start_response, b"The server has as many WebSockets as it may have: try again later.\n")
+
+
+def _unavailable(start_response: Callable[..., Any], body: bytes) -> list[bytes]:
     start_response("503 Service Unavailable", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
 
 
-class WSGIServer(pywsgi.WSGIServer):
+class WSGIServer(Acceptor, pywsgi.WSGIServer):
     """Serves a WSGI application, WebSockets and plain HTTP, on one listener of this process.
 
     Takes all arguments of ``gevent.pywsgi.WSGIServer``: the listener as an address or a listening socket, ``backlog``,
     ``spawn``, ``log``, ``error_log``, ``environ``, and for TLS ``keyfile`` and ``certfile`` or ``ssl_context``.
     ``handshake_timeout`` is the seconds from the accept to the end of the first request's head, the TLS handshake
-    included, and from each response to the end of the next head; None lifts it.
+    included, and from each response to the end of the next head; None lifts it. Beyond ``max_websockets`` sessions
+    at a time, further handshakes get a 503; None lifts that.
 
     The process need not be monkey-patched. The server may run in a thread of its own, which makes and starts it.
     """
@@ -396,15 +441,19 @@ class WSGIServer(pywsgi.WSGIServer):
         application: Any = None,
         *arguments: Any,
         handshake_timeout: float | None = 10.0,
+        max_websockets: int | None = None,
         **keywords: Any,
     ) -> None:
         if handshake_timeout is not None and not _is_duration(handshake_timeout):
             raise ValueError(f"handshake_timeout must be seconds above 0, or None, not {handshake_timeout!r}")
+        if max_websockets is not None and (type(max_websockets) is not int or max_websockets < 1):
+            raise ValueError(f"max_websockets must be a whole number above 0, or None, not {max_websockets!r}")
         self.handshake_timeout = handshake_timeout
+        self.max_websockets: float = inf if max_websockets is None else max_websockets
         #: The open sessions; the application half keeps them.
         self.sessions: set[Any] = set()
-        #: The sockets that wait for a request.
-        self.awaiting: set[Any] = set()
+        #: The connections that wait for a request.
+        self.waiting = WaitingRoom()
         self._connections = 0
         self._all_gone = Event()
         self._stop_by: float | None = None
@@ -413,8 +462,8 @@ class WSGIServer(pywsgi.WSGIServer):
         if "certfile" in keywords and "ssl_context" not in keywords:
             keywords["ssl_context"] = _make_context(keywords)
         context = keywords.get("ssl_context")
-        super().__init__(listener, application, *arguments, **keywords)
         self.peer_log = PeerLog(lambda line: self.error_log.write(line + "\n"))
+        super().__init__(listener, application, *arguments, **keywords)
         self.logs_requests = not isinstance(self.log, pywsgi._NoopLog)  # type: ignore[attr-defined]
         if context is not None and not isinstance(context, SSLContext):
             # In a process that is not patched the standard library's context makes sockets that block the hub.
@@ -450,13 +499,16 @@ class WSGIServer(pywsgi.WSGIServer):
         address, sock = connection.pop(), connection.pop()
         deadline = None if self.handshake_timeout is None else monotonic() + self.handshake_timeout
         self._connections += 1
+        waiting = self.waiting.enter(sock.fileno(), address)
         try:
             if self.ssl_enabled:
-                sock = shake_hands(self, sock, address, self.handshake_timeout, self.peer_log)
+                sock = shake_hands(self, sock, waiting, self.handshake_timeout)
                 if sock is None:
                     return
             handler = self.handler_class(sock, address, self)
             handler.deadline = deadline
+            handler.waiting = waiting
+            del waiting
             del sock, address
             handler.handle()
         finally:
@@ -492,12 +544,15 @@ class WSGIServer(pywsgi.WSGIServer):
             if self._stop_by is None or timeout is not None:
                 stop_by = monotonic() + (self.stop_timeout if timeout is None else timeout)
                 self._stop_by = stop_by if self._stop_by is None else min(stop_by, self._stop_by)
-            end_input(self.awaiting)
+            self.waiting.end_input()
             self._all_gone.clear()
+            told: set[Any] = set()
             while self._connections and (left := self._stop_by - monotonic()) > 0:
                 # Again each time: an application may have taken its connection since.
-                close_sessions(self.sessions, CloseCode.GOING_AWAY)
-                self._all_gone.wait(min(left, 0.5))
+                untold = self.sessions - told
+                close_sessions(untold, CloseCode.GOING_AWAY, min(CLOSE_SPREAD, left / 4))
+                told |= untold
+                self._all_gone.wait(max(0.0, min(self._stop_by - monotonic(), 0.5)))
             for session in list(self.sessions):
                 session.terminate()
             super().stop(max(0.0, self._stop_by - monotonic()))

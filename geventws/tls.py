@@ -25,24 +25,35 @@ class TLSTransport(Transport):
 
     def receive(self, target: bytearray) -> int:
         """As `Transport.receive`, in plain text."""
+        self.receiving_waits_to_write = False
         try:
-            return self._tls.read(len(target), target)  # type: ignore[no-any-return]
-        except (SSLWantReadError, SSLWantWriteError):
+            count: int = self._tls.read(len(target), target)
+        except SSLWantReadError:
+            return -1
+        except SSLWantWriteError:
+            # An answer of TLS itself, as to a KeyUpdate (RFC 8446 4.6.3), does not get through.
+            self.receiving_waits_to_write = True
             return -1
         except (SSLZeroReturnError, SSLEOFError):
             return 0
+        self.received += count
+        return count
 
     def send(self, source: Buffer) -> bool:
         """As `Transport.send`, in records."""
+        self.sending_waits_to_read = False
         while source:
             record = self._refused or source.peek(RECORD)
             try:
-                source.consume(self._tls.write(record))
-            except (SSLWantWriteError, SSLWantReadError):
+                count = self._tls.write(record)
+            except (SSLWantWriteError, SSLWantReadError) as error:
                 # OpenSSL wants the same bytes again (SSL_write(3)).
                 self._refused = record
+                self.sending_waits_to_read = isinstance(error, SSLWantReadError)
                 return False
             self._refused = b""
+            source.consume(count)
+            self.sent += count
         return True
 
     def shut_down(self) -> None:

@@ -4,7 +4,10 @@ from geventws.protocol.buffer cimport Buffer
 cdef class Transport:
     cdef readonly object socket
     cdef readonly int descriptor
-    cdef public bint keeps_input
+    cdef public bint keeps_input, receiving_waits_to_write, sending_waits_to_read
+    cdef public long long received, sent
+    cdef int forks
+    cpdef bint inherited(self) noexcept
     cpdef Py_ssize_t receive(self, bytearray target) except -2
     cpdef bint send(self, Buffer source) except -1
     cpdef shut_down(self)

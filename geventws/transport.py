@@ -5,7 +5,8 @@ transport.pyx is the compiled twin of this file, under the same tests.
 
 from __future__ import annotations
 
-from socket import SHUT_WR, SO_ERROR, SOL_SOCKET
+import os
+from socket import SHUT_RDWR, SHUT_WR, SO_ERROR, SOL_SOCKET
 from time import monotonic
 from typing import Any
 
@@ -14,16 +15,47 @@ from geventws.protocol.buffer import Buffer
 __all__ = ["Transport", "monotonic"]
 
 
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
 class Transport:
     """A connected, non-blocking socket, which this object owns."""
 
-    __slots__ = ("descriptor", "keeps_input", "socket")
+    __slots__ = (
+        "_forks",
+        "descriptor",
+        "keeps_input",
+        "received",
+        "receiving_waits_to_write",
+        "sending_waits_to_read",
+        "sent",
+        "socket",
+    )
 
     def __init__(self, socket: Any) -> None:
         self.socket = socket
         self.descriptor: int = socket.fileno()
         #: Whether input can wait inside (TLS), where the hub doesn't see it: then receive until there is none.
         self.keeps_input = False
+        #: What the last call lacked, where that was the other direction (TLS): the hub has to watch for that one.
+        self.receiving_waits_to_write = False
+        self.sending_waits_to_read = False
+        #: Bytes so far, under TLS in plain text.
+        self.received = 0
+        self.sent = 0
+        self._forks = _forks
+
+    def inherited(self) -> bool:
+        """Whether this process is a fork of the one whose connection it is, and must leave it alone."""
+        return self._forks != _forks
 
     def receive(self, target: bytearray) -> int:
         """Fills ``target`` from its start; gives the number of bytes, 0 at the end of input, -1 where there is none
@@ -32,17 +64,21 @@ class Transport:
         Raises ``OSError`` for a connection that is lost.
         """
         try:
-            return self.socket.recv_into(target)  # type: ignore[no-any-return]
+            count: int = self.socket.recv_into(target)
         except BlockingIOError:
             return -1
+        self.received += count
+        return count
 
     def send(self, source: Buffer) -> bool:
         """Sends from ``source`` what the socket takes; tells whether that was all. Raises ``OSError``."""
         if source:
             try:
-                source.consume(self.socket.send(source.peek(len(source))))
+                count = self.socket.send(source.peek(len(source)))
             except BlockingIOError:
-                pass
+                return False
+            source.consume(count)
+            self.sent += count
         return not source
 
     def shut_down(self) -> None:
@@ -57,6 +93,12 @@ class Transport:
         return self.socket.getsockopt(SOL_SOCKET, SO_ERROR)  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """Closes the socket; its watchers must be stopped before."""
+        """Ends the connection and closes the socket; its watchers must be stopped before."""
         self.descriptor = -1
+        if not self.inherited():
+            # A child process may have the descriptor too, and the peer would wait for that to be closed.
+            try:
+                self.socket.shutdown(SHUT_RDWR)
+            except OSError:
+                pass
         self.socket.close()

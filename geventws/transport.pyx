@@ -4,6 +4,7 @@ from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.time cimport time_t
 
+import os
 from socket import SHUT_WR, SO_ERROR, SOL_SOCKET
 
 cdef extern from "Python.h":
@@ -24,6 +25,8 @@ cdef extern from "<sys/uio.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int, void*, size_t, int)
     ssize_t send(int, const void*, size_t, int)
+    enum: SHUT_RDWR
+    int shutdown(int, int)
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -39,17 +42,34 @@ cpdef double monotonic() noexcept:
     return now.tv_sec + now.tv_nsec * 1e-9
 
 
+cdef int _forks = 0
+
+
+def _count_fork():
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
 cdef class Transport:
     def __init__(self, socket):
         self.socket = socket
         self.descriptor = socket.fileno()
-        self.keeps_input = False
+        self.keeps_input = self.receiving_waits_to_write = self.sending_waits_to_read = False
+        self.received = self.sent = 0
+        self.forks = _forks
+
+    cpdef bint inherited(self) noexcept:
+        return self.forks != _forks
 
     cpdef Py_ssize_t receive(self, bytearray target) except -2:
         cdef ssize_t got
         while True:
             got = recv(self.descriptor, PyByteArray_AS_STRING(target), PyByteArray_GET_SIZE(target), 0)
             if got >= 0:
+                self.received += got
                 return got
             if errno == EAGAIN:
                 return -1
@@ -84,6 +104,7 @@ cdef class Transport:
             else:
                 written = writev(self.descriptor, parts, count)
             if written >= 0:
+                self.sent += written
                 source.consume(written)
                 return source.length() == 0
             if errno == EAGAIN:
@@ -101,5 +122,7 @@ cdef class Transport:
         return self.socket.getsockopt(SOL_SOCKET, SO_ERROR)
 
     cpdef close(self):
+        if not self.inherited():
+            shutdown(self.descriptor, SHUT_RDWR)
         self.descriptor = -1
         self.socket.close()

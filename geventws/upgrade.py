@@ -10,11 +10,11 @@ from _socket import socket as RawSocket
 from collections.abc import Callable
 from sys import intern
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 from geventws.errors import UsageError
 
-__all__ = ["KEY", "Upgrade", "flatten", "lighten", "names_websocket", "unwrap"]
+__all__ = ["KEY", "Outcome", "Upgrade", "flatten", "lighten", "names_websocket", "unwrap"]
 
 #: Where the environ holds the `Upgrade`.
 KEY = "geventws.upgrade"
@@ -44,6 +44,20 @@ _COMMON = (
 )
 
 
+class Outcome(NamedTuple):
+    """How a WebSocket ended, for the server's logs."""
+
+    #: The close code; 1006 where there was no Close frame.
+    code: int
+    #: Why, in the peer's words or ours.
+    message: str
+    #: Bytes that came and went, the 101 included.
+    received: int
+    sent: int
+    #: Whether the peer did wrong.
+    failed: bool
+
+
 class Upgrade:
     """The offer to leave HTTP on the connection that a request came on (RFC 9110 7.8).
 
@@ -51,7 +65,7 @@ class Upgrade:
     discards it at its end, and a server that stops calls ``start_close``, ``wait_closed`` and ``terminate`` on them.
     """
 
-    __slots__ = ("_release", "remote_address", "sessions", "taken")
+    __slots__ = ("_release", "outcome", "remote_address", "sessions", "taken")
 
     def __init__(self, release: Callable[[], tuple[Any, bytearray]], remote_address: Any, sessions: set[Any]) -> None:
         self._release: Callable[[], tuple[Any, bytearray]] | None = release
@@ -60,6 +74,8 @@ class Upgrade:
         self.sessions = sessions
         #: Whether the application took the connection. From then on nothing of HTTP is written to it.
         self.taken = False
+        #: What the application told of the WebSocket's end; None before it, and from an application that tells nothing.
+        self.outcome: Outcome | None = None
 
     def take(self) -> tuple[Any, bytearray]:
         """Ends HTTP on the connection; gives its socket, for the caller to close, and the bytes behind the request.

@@ -6,11 +6,14 @@ keep-alive loop, and a worker that stops closes its WebSockets at once and waits
 
 from __future__ import annotations
 
+import faulthandler
 import logging
+import os
+import resource
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from functools import partial
 from ssl import OP_NO_RENEGOTIATION
@@ -29,29 +32,34 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base_async import ALREADY_HANDLED, AsyncWorker  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
+from geventws.accepting import Acceptor, Waiting, WaitingRoom
 from geventws.errors import UsageError
 from geventws.frames import CloseCode
-from geventws.peer_log import PeerLog, shorten
+from geventws.peer_log import PeerLog, format_address, shorten
 from geventws.server import (
+    CLOSE_SPREAD,
     CRUMBS,
     CRUMBS_GATHER,
     close_sessions,
-    end_input,
+    server_is_full,
     server_is_stopping,
     shake_hands,
+    tell_failure,
 )
 from geventws.upgrade import KEY, Upgrade, flatten, lighten, names_websocket, unwrap
 
 __all__ = ["Worker"]
 
-#: Seconds from the accept to the end of the first request's head, the TLS handshake included.
-HANDSHAKE_TIMEOUT = 10.0
-#: Seconds that a stopping worker leaves its WebSockets for the closing handshake, and their handlers to end.
-CLOSE_TIMEOUT = 5.0
 #: Seconds before graceful_timeout, when gunicorn kills the worker, at which the worker ends its handlers itself.
 KILL_MARGIN = 2.0
 #: Seconds that a worker leaves for what is on its way out when it has to go at once.
 FLUSH_SECONDS = 0.1
+#: Seconds in which a master that stops has closed its listeners, which it does before it signals its workers; not where
+#: something else signals all of them together.
+MASTER_CLOSES = 0.1
+#: Seconds behind ``timeout`` when a hang that no signal handler of Python's gets through is logged; gunicorn kills the
+#: worker at the earliest one second behind.
+HANG_MARGIN = 0.9
 
 #: Fields that an offer may have once, beyond those of which gunicorn's parser sees to it.
 _SINGLE = ("ORIGIN", "SEC-WEBSOCKET-KEY", "SEC-WEBSOCKET-VERSION")
@@ -60,7 +68,19 @@ StartResponse = Callable[..., Callable[[bytes], object]]
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
-    """gunicorn's gevent worker, for WebSockets and plain HTTP. Every setting works as with ``-k gevent``."""
+    """gunicorn's gevent worker, for WebSockets and plain HTTP. Every setting works as with ``-k gevent``.
+
+    What gunicorn has no setting for are attributes: a class in ``gunicorn.conf.py`` sets them,
+    ``class worker_class(geventws.Worker): handshake_timeout = 5``.
+    """
+
+    #: Seconds from the accept to the end of the first request's head, the TLS handshake included; None: no limit.
+    handshake_timeout: float | None = 10.0
+    #: WebSockets of the worker at a time; further handshakes get a 503. None: nine tenths of ``worker_connections``, so
+    #: that pages and health checks are served even then.
+    max_websockets: int | None = None
+    #: Seconds that a stopping worker leaves its WebSockets for the closing handshake, and their handlers to end.
+    close_timeout: float = 5.0
 
     wsgi: Any
     # Made in the worker's own process: gunicorn constructs workers before it forks.
@@ -72,14 +92,19 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.sessions: set[Any] = set()
         #: The greenlets that serve an offer of a WebSocket, or the WebSocket.
         self.handlers: set[Any] = set()
+        #: The connections that wait for a request.
+        self.waiting = WaitingRoom()
         #: Whether new WebSockets are turned away.
         self.draining = False
         self._exchanges: dict[Any, _Exchange] = {}
-        # The connections that wait for a request, with the deadline of the first.
-        self._awaiting: dict[Any, _HeadTimeout | None] = {}
-        # The requests that are being answered.
-        self._requests: set[Any] = set()
+        # The deadlines of the first requests, by the greenlets that wait for them.
+        self._deadlines: dict[Any, _HeadTimeout] = {}
+        # The requests that are being answered, and whose, by the greenlets that answer them.
+        self._requests: dict[Any, tuple[Any, Any]] = {}
+        # The listeners, as the system knows them in every process that has them.
+        self._inodes: set[int] = set()
         self._signalled = False
+        self._failed = False
         super().__init__(*arguments, **keywords)
         self.peer_log = PeerLog(self.log.warning)
 
@@ -101,6 +126,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
         error_log = getattr(self.log, "error_log", None)
         if isinstance(error_log, logging.Logger):
             error_log.addFilter(_PeerFilter(self.peer_log))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != hard:
+            # The soft limit is low for programs that use select(), which gevent replaces.
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         super().init_process()
 
     def load_wsgi(self) -> None:
@@ -117,7 +147,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             while self.alive:
                 self.notify()
                 self._stopping.wait(1.0)
-            if self.aborted:
+            if self.aborted or self._failed:
                 sys.exit(1)
             self._drain(listeners)
         except SystemExit:
@@ -125,6 +155,29 @@ class Worker(GeventWorker):  # type: ignore[misc]
             close_sessions(self.sessions, CloseCode.GOING_AWAY)
             gevent.sleep(FLUSH_SECONDS)
             raise
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def notify(self) -> None:
+        """Tells the master that the worker lives, and that the loop does not hang."""
+        super().notify()
+        if self.cfg.timeout:
+            # A thread of its own, for a hang within C code; other ones are logged by `handle_abort`.
+            faulthandler.dump_traceback_later(self.cfg.timeout + HANG_MARGIN, file=self._log_file())
+
+    def _log_file(self) -> Any:
+        for handler in self.log.error_log.handlers:
+            stream: Any = getattr(handler, "stream", None)
+            with suppress(AttributeError, OSError, ValueError):
+                stream.fileno()
+                return stream
+        return sys.__stderr__
+
+    def listener_failed(self, error: BaseException) -> None:
+        """Ends the worker, for a listener can't be opened again here. Called in the hub."""
+        self._failed = True
+        gevent.spawn(self.log.critical, "Worker (pid:%s) has lost a listener: %s", self.pid, error)
+        self.alive = False
 
     def _listen(self) -> list[_Listener]:
         options = {}
@@ -135,6 +188,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         listeners = []
         for sock in self.sockets:
             sock.setblocking(1)
+            self._inodes.add(os.fstat(sock.fileno()).st_ino)
             listener = _Listener(self, sock, spawn=Pool(self.worker_connections), **options)
             if self.cfg.workers > 1:
                 listener.max_accept = 1
@@ -145,26 +199,32 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _drain(self, listeners: list[_Listener]) -> None:
         """Stops accepting, ends all connections, and returns as soon as they are gone.
 
-        WebSockets get a Close frame, and their handlers CLOSE_TIMEOUT to end; plain requests get graceful_timeout, at
-        which gunicorn kills the worker. So it ends all handlers a little before: their ``finally`` must run.
+        WebSockets get a Close frame, and their handlers ``close_timeout`` to end; plain requests get graceful_timeout,
+        at which gunicorn kills the worker. So it ends all handlers a little before: their ``finally`` must run.
         """
         began = monotonic()
         grace = self.cfg.graceful_timeout
         kill_all_at = began + grace - min(KILL_MARGIN, grace / 3)
-        kill_sessions_at = min(began + CLOSE_TIMEOUT, kill_all_at)
-        code = CloseCode.GOING_AWAY if self._signalled else CloseCode.SERVICE_RESTART
+        kill_sessions_at = min(began + self.close_timeout, kill_all_at)
         self.draining = True
         for listener in listeners:
+            if self.cfg.reuse_port:
+                # Its backlog is its own, and would be reset.
+                listener.accept_rest()
             listener.close()
-        for request in self._requests:
+        code = CloseCode.SERVICE_RESTART if self._is_replaced() else CloseCode.GOING_AWAY
+        told: set[Any] = set()
+        for request, _ in self._requests.values():
             # Where the response has not begun, it says so.
             request.force_close()
         pools = [listener.pool for listener in listeners]
         while open_pools := [pool for pool in pools if pool]:
             self.notify()
             # Again each time: a TLS handshake may have ended since, and an offer have become a session.
-            end_input(self._awaiting)
-            close_sessions(self.sessions, code)
+            self.waiting.end_input()
+            untold = self.sessions - told
+            close_sessions(untold, code, min(CLOSE_SPREAD, self.close_timeout / 2, grace / 4))
+            told |= untold
             now = monotonic()
             if now >= kill_all_at:
                 self.log.warning("Worker graceful timeout (pid:%s)", self.pid)
@@ -176,6 +236,23 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 gevent.killall(list(self.handlers), block=False)
                 kill_sessions_at = kill_all_at
             open_pools[0].join(min(1.0, max(0.0, kill_sessions_at - now)))
+
+    def _is_replaced(self) -> bool:
+        """Whether other workers go on: then the master still has the listeners. It closes them first when it stops."""
+        if not self._signalled:
+            return True
+        if not self._master_listens():
+            return False
+        gevent.sleep(MASTER_CLOSES)
+        return self._master_listens()
+
+    def _master_listens(self) -> bool:
+        # Where the master's descriptors can't be seen, because the worker runs as another user, nobody can tell.
+        try:
+            opened = {os.stat(entry.path).st_ino for entry in os.scandir(f"/proc/{self.ppid}/fd")}
+        except OSError:
+            return False
+        return not opened.isdisjoint(self._inodes)
 
     def _kill(self, pools: list[Pool], seconds: float) -> None:
         for session in list(self.sessions):
@@ -199,37 +276,52 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def handle_abort(self, sig: int, frame: Any) -> None:
         """SIGABRT: the master has not heard of the worker for too long. What keeps it busy is what this interrupts."""
         self.aborted = True
+        faulthandler.cancel_dump_traceback_later()
+        what = "no request"
+        if gevent.getcurrent() in self._requests:
+            request, address = self._requests[gevent.getcurrent()]
+            what = shorten(f"{request.method} {request.uri} of {format_address(address)}")
         stack = "".join(traceback.format_stack(frame))
-        self.log.critical("Worker (pid:%s) is aborted while it runs:\n%s", self.pid, stack)
+        self.log.critical("Worker (pid:%s) is aborted while it runs %s:\n%s", self.pid, what, stack)
         super().handle_abort(sig, frame)
 
     # -- A connection --------------------------------------------------------------------------------------------------
 
     def serve(self, listener: Any, server: Any, client: Any, addr: Any) -> None:
         """Serves a new connection to its end, in its greenlet."""
-        left = HANDSHAKE_TIMEOUT
-        if server.ssl_enabled:
-            began = monotonic()
-            client = shake_hands(server, client, addr, left, self.peer_log)
-            if client is None:
-                return
-            left = max(0.0, left - (monotonic() - began))
-        # gunicorn bounds the wait for a head by `keepalive`, where that is set.
-        deadline = None if 0 < self.cfg.keepalive <= left else _HeadTimeout.start_new(left)
+        began = monotonic()
+        waiting = self.waiting.enter(client.fileno(), addr)
+        greenlet = gevent.getcurrent()
+        limit = self.handshake_timeout
         try:
-            self._wait_for_head(client, deadline)
+            if server.ssl_enabled:
+                client = shake_hands(server, client, waiting, limit)
+                if client is None:
+                    return
+            client.waiting = waiting
+            if limit is not None:
+                self._deadlines[greenlet] = _HeadTimeout.start_new(max(0.0, began + limit - monotonic()))
             self.handle(listener, client, addr)
         finally:
-            self._awaiting.pop(client, None)
-            if deadline is not None:
-                deadline.close()
-            util.close(client)
+            # The descriptor may be another one's already, so this must not give way to anybody.
+            self.waiting.leave(waiting)
+            if greenlet in self._deadlines:
+                self._deadlines.pop(greenlet).close()
+            if client is not None:
+                util.close(client)
+
+    def timeout_ctx(self) -> AbstractContextManager[Any]:
+        """What bounds the wait for a request: ``keepalive`` for all but the first, which has its own deadline."""
+        if gevent.getcurrent() in self._deadlines:
+            return nullcontext()
+        return super().timeout_ctx()  # type: ignore[no-any-return]
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         """Serves one request; raises ``StopIteration`` where no other may follow on its connection."""
         self._head_is_here(sock)
         exchange = self._offer(req, sock, addr)
-        self._requests.add(req)
+        greenlet = gevent.getcurrent()
+        self._requests[greenlet] = (req, addr)
         try:
             # Past GeventWorker's, which swallows the SystemExit that ends the process.
             AsyncWorker.handle_request(self, listener_name, req, sock, addr)
@@ -241,14 +333,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
         except gevent.GreenletExit:
             raise StopIteration from None
         finally:
-            self._requests.discard(req)
+            del self._requests[greenlet]
             if exchange is not None:
                 exchange.upgrade.expire()
                 del self._exchanges[sock]
         # What follows an offer is a WebSocket, or was meant to be one: never another request.
         if exchange is not None or self.draining:
             raise StopIteration
-        self._wait_for_head(sock, None)
+        sock.waiting = self.waiting.enter(sock.fileno(), addr)
+        sock.receipts = 0
 
     def handle_http2(self, listener: Any, client: Any, *arguments: Any, **keywords: Any) -> None:
         """Serves an HTTP/2 connection, on which there are no upgrades (RFC 9113 8.6)."""
@@ -263,20 +356,19 @@ class Worker(GeventWorker):  # type: ignore[misc]
             # Not with the application's own status: gunicorn takes 3 and 4 for a failed boot, and gives up.
             raise SystemExit(1) from exc
         if isinstance(exc, _HeadTimeout):
-            self.peer_log.log("408 the head of the request took too long", addr)
-            with suppress(OSError):
-                util.write_error(client, 408, "Request Timeout", "")
+            # A client that said nothing, as browsers do in advance, expects nothing.
+            if client.receipts > 1:
+                self.peer_log.log("408 the head of the request took too long", addr)
+                with suppress(OSError):
+                    util.write_error(client, 408, "Request Timeout", "")
         elif not isinstance(exc, gevent.GreenletExit):
             super().handle_error(req, client, addr, exc)
-
-    def _wait_for_head(self, sock: Any, deadline: _HeadTimeout | None) -> None:
-        self._awaiting[sock] = deadline
-        sock.receipts = 0
 
     def _head_is_here(self, sock: Any) -> None:
         # A body may come as it likes.
         sock.receipts = -sys.maxsize
-        deadline = self._awaiting.pop(sock, None)
+        self.waiting.leave(sock.waiting)
+        deadline = self._deadlines.pop(gevent.getcurrent(), None)
         if deadline is not None:
             deadline.close()
 
@@ -299,8 +391,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
         exchange = self._exchanges.get(environ["gunicorn.socket"])
         if exchange is None:
             return self._application(environ, start_response)
-        application = server_is_stopping if self.draining else self._application
+        application = self._application
+        if self.draining:
+            application = server_is_stopping
+        elif len(self.handlers) >= self._most_websockets():
+            application = server_is_full
         return exchange.run(application, environ, start_response)
+
+    def _most_websockets(self) -> int:
+        most: int = self.worker_connections
+        return max(1, most - max(1, most // 10)) if self.max_websockets is None else self.max_websockets
 
 
 class _Exchange:
@@ -339,7 +439,13 @@ class _Exchange:
         # For the hooks, which look at the response; nothing is written by it.
         with suppress(AssertionError):
             start_response("101 Switching Protocols", [])
-        worker.log.access(_Switched, self._request, environ, datetime.now() - began)
+        outcome = upgrade.outcome
+        if outcome is not None:
+            tell_failure(worker.peer_log, upgrade.remote_address, outcome)
+            environ["geventws.close_code"] = str(int(outcome.code))
+            environ["geventws.received"] = str(outcome.received)
+        response = _Switched(None if outcome is None else outcome.sent)
+        worker.log.access(response, self._request, environ, datetime.now() - began)
         return ALREADY_HANDLED
 
     def _begin(self, result: Iterable[bytes]) -> Iterable[bytes]:
@@ -387,7 +493,9 @@ class _Switched:
 
     status = "101 Switching Protocols"
     headers = ()
-    sent = None
+
+    def __init__(self, sent: int | None) -> None:
+        self.sent = sent
 
 
 class _HeadTimeout(gevent.Timeout):
@@ -398,6 +506,7 @@ class _Gathering:
     """A client's socket. A head in crumbs is left to gather, for gunicorn's parser looks at all of it each time."""
 
     receipts = 0
+    waiting: Waiting | None = None
 
     def recv(self, *arguments: Any) -> bytes:
         """Receives, as a socket does."""
@@ -415,25 +524,25 @@ class _TLSClient(_Gathering, SSLSocket):
     """A client's TLS socket."""
 
 
-class _Listener(StreamServer):
+class _Listener(Acceptor, StreamServer):
     """A listening socket of a worker."""
 
-    socket: Any
+    client_class = _Client
     _spawn: Any
 
     def __init__(self, worker: Worker, listener: Any, **options: Any) -> None:
         self._worker = worker
         self._listener = listener
+        self.waiting = worker.waiting
+        self.peer_log = worker.peer_log
         super().__init__(listener, **options)
 
-    def do_read(self) -> Any:
-        """Accepts a connection; None where there is none."""
-        listener = self.socket
-        try:
-            descriptor, address = listener._accept()
-        except BlockingIOError:
-            return None
-        return _Client(listener.family, listener.type, listener.proto, descriptor), address
+    def is_fatal_error(self, error: BaseException) -> bool:
+        """Tells gevent whether a listener that gives this error is lost."""
+        fatal: bool = super().is_fatal_error(error)
+        if fatal:
+            self._worker.listener_failed(error)
+        return fatal
 
     def do_handle(self, sock: Any, address: Any) -> None:
         """Starts the greenlet of a new connection; gevent's own way goes through more frames."""

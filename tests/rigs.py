@@ -598,10 +598,23 @@ def is_running(process: int) -> bool:
 
 @contextmanager
 def gunicorn(
-    directory: Path, *arguments: str, bind: str | None = None, application: str = "tests.rigs:app"
+    directory: Path,
+    *arguments: str,
+    bind: str | None = None,
+    application: str = "tests.rigs:app",
+    attributes: str | None = None,
 ) -> Iterator[Gunicorn]:
-    """``gunicorn -k geventws.Worker`` with one worker, on a port that is taken before it starts, or on ``bind``."""
-    command = [sys.executable, "-m", "gunicorn", "-k", "geventws.Worker", application, "--no-control-socket"]
+    """``gunicorn -k geventws.Worker`` with one worker, on a port that is taken before it starts, or on ``bind``.
+
+    With ``attributes``, statements such as ``handshake_timeout = 1``, the worker is of a class that has these.
+    """
+    command = [sys.executable, "-m", "gunicorn", application, "--no-control-socket"]
+    if attributes is None:
+        command += ["-k", "geventws.Worker"]
+    else:
+        (directory / "gunicorn.conf.py").write_text(
+            f"import geventws\nclass worker_class(geventws.Worker):\n    {attributes}\n"
+        )
     command += ["--access-logfile", "-", "--graceful-timeout", "10"]
     environment = dict(os.environ, PYTHONPATH=str(ROOT), RIG_NOTES=str(directory / "notes"))
     environment.pop("GUNICORN_CMD_ARGS", None)

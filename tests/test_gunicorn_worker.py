@@ -25,12 +25,8 @@ from tests.rigs import (
     request,
 )
 
-#: Put into a configuration file, it shortens what would make a test long.
-HASTY = """
-def post_worker_init(worker):
-    import geventws.worker
-    geventws.worker.HANDSHAKE_TIMEOUT = 0.6
-"""
+#: For a worker that waits less long.
+HASTY = "handshake_timeout = 0.6"
 
 HOOKS = """
 import os
@@ -129,8 +125,7 @@ def test_handlers_that_do_not_end_are_ended_before_gunicorn_kills(tmp_path: Path
 
 
 def test_handlers_get_some_seconds_at_most(tmp_path: Path) -> None:
-    text = "def post_worker_init(worker):\n    import geventws.worker\n    geventws.worker.CLOSE_TIMEOUT = 0.2\n"
-    with gunicorn(tmp_path, configuration(tmp_path, text), "--graceful-timeout=60") as running:
+    with gunicorn(tmp_path, "--graceful-timeout=60", attributes="close_timeout = 0.2") as running:
         with Peer(running.address) as peer:
             peer.open("/asleep")
             began = running.signal(signal.SIGTERM)
@@ -143,7 +138,8 @@ def test_a_worker_that_is_told_to_stop_is_replaced(tmp_path: Path) -> None:
         peer.open()
         worker = int(get(running.address, "/pid"))
         began = running.signal(signal.SIGTERM, worker)
-        assert peer.rest() == b"<close 1001>"
+        # Its clients are told to come back, as another one takes its place.
+        assert peer.rest() == b"<close 1012>"
         peer.socket.close()
         assert running.worker_ended(worker) - began < 2
         assert int(get(running.address, "/pid")) != worker
@@ -154,7 +150,7 @@ def test_sighup_replaces_the_worker(tmp_path: Path) -> None:
         peer.open()
         worker = int(get(running.address, "/pid"))
         running.signal(signal.SIGHUP)
-        assert peer.rest() == b"<close 1001>"
+        assert peer.rest() == b"<close 1012>"
         peer.socket.close()
         running.worker_ended(worker)
         assert int(get(running.address, "/pid")) != worker
@@ -255,7 +251,7 @@ def test_a_unix_socket(tmp_path: Path) -> None:
 def test_tls_deadlines_and_stop(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     files = [f"--certfile={certificates.certfile}", f"--keyfile={certificates.keyfile}"]
-    with gunicorn(tmp_path, *files, configuration(tmp_path, HASTY), "--keep-alive=75") as running:
+    with gunicorn(tmp_path, *files, "--keep-alive=75", attributes=HASTY) as running:
         with Peer(running.address, certificates.client) as session:
             session.open()
             with Peer(running.address) as stalled, Peer(running.address, certificates.client) as slow:
@@ -275,13 +271,15 @@ def test_tls_deadlines_and_stop(tmp_path: Path) -> None:
         assert "Traceback" not in running.log()
 
 
-def test_a_slow_head(tmp_path: Path) -> None:
-    with gunicorn(tmp_path, configuration(tmp_path, HASTY), "--keep-alive=0") as running:
-        with Peer(running.address) as session, Peer(running.address) as slow:
+@pytest.mark.parametrize("keepalive", [0, 2, 75])
+def test_a_slow_head(tmp_path: Path, keepalive: int) -> None:
+    with gunicorn(tmp_path, f"--keep-alive={keepalive}", attributes=HASTY) as running:
+        with Peer(running.address) as session, Peer(running.address) as slow, Peer(running.address) as silent:
             session.open()
             for byte in b"GET /":
                 slow.send(bytes([byte]))
             assert slow.status() == 408
+            assert silent.rest() == b""
             assert session.echoes(b"hello")
         with Peer(running.address) as peer:
             assert peer.ask(request("/nap")) == 200
@@ -318,17 +316,61 @@ def test_the_format_of_the_access_log_and_hooks(tmp_path: Path) -> None:
 def test_worker_connections(tmp_path: Path) -> None:
     with (
         gunicorn(tmp_path, "--worker-connections=2") as running,
-        Peer(running.address) as first,
-        Peer(running.address) as second,
-        Peer(running.address) as third,
+        Peer(running.address) as session,
+        Peer(running.address) as busy,
+        Peer(running.address) as waiting,
     ):
-        first.open()
-        second.open()
-        third.send(request("/"))
-        assert second.echoes(b"hello")
+        session.open()
+        busy.send(request("/forever"))
+        eventually(lambda: running.notes() == ["begun"], "the request")
+        waiting.send(request("/"))
+        assert session.echoes(b"hello")
         assert not running.lines('"GET / HTTP/1.1"')
-        first.socket.close()
-        assert third.status() == 200
+        session.socket.close()
+        assert waiting.status() == 200
+
+
+def test_a_part_of_worker_connections_is_not_for_websockets(tmp_path: Path) -> None:
+    with gunicorn(tmp_path, "--worker-connections=20") as running:
+        sessions = [Peer(running.address).open() for _ in range(18)]
+        with Peer(running.address) as late:
+            assert late.ask(offer()) == 503
+            assert b"as many WebSockets as it may have" in late.body
+            assert late.rest() == b""
+        assert get(running.address, "/") == "hello"
+        sessions.pop().socket.close()
+        eventually(lambda: len(running.lines('" 101 ')) == 1, "the end of a session")
+        with Peer(running.address) as again:
+            assert again.open().echoes(b"hello")
+        for peer in sessions:
+            assert peer.echoes(b"hello")
+            peer.socket.close()
+
+
+def test_max_websockets(tmp_path: Path) -> None:
+    with gunicorn(tmp_path, attributes="max_websockets = 1") as running, Peer(running.address) as session:
+        session.open()
+        with Peer(running.address) as late:
+            assert late.ask(offer()) == 503
+
+
+def test_those_that_wait_for_no_request_make_room(tmp_path: Path) -> None:
+    with gunicorn(tmp_path, "--worker-connections=10", "--keep-alive=75") as running:
+        with Peer(running.address) as session, Peer(running.address) as kept:
+            session.open()
+            assert kept.ask(request("/")) == 200
+            silent = [Peer(running.address) for _ in range(30)]
+            with Peer(running.address) as honest:
+                assert honest.ask(request("/")) == 200
+            assert session.echoes(b"hello")
+            # The oldest went first.
+            assert kept.rest() == b""
+            for peer in silent[:20]:
+                assert peer.rest() == b""
+            for peer in silent:
+                peer.socket.close()
+        eventually(lambda: running.lines("to make room"), "the log")
+        assert "Traceback" not in running.log()
 
 
 def test_limits(tmp_path: Path) -> None:

@@ -27,8 +27,6 @@ ROOMS = [
     "protocol.deflate",
     "protocol.handshake",
     "http_head",
-    # What peers do wrong.
-    "peer_log",
     # What peers do wrong, told to operators.
     "peer_log",
     # The seam between the server half and the application half.
@@ -47,6 +45,8 @@ ROOMS = [
     "routing",
     # Many sessions.
     "topics",
+    # The server half.
+    "accepting",
     # The faces.
     "flask",
     "server",

@@ -576,7 +576,7 @@ def test_stop_lets_requests_end_and_drops_idle_connections() -> None:
     ):
         assert idle.ask(request("/")) == 200
         busy.send(request("/nap"))
-        eventually(lambda: len(server.server.awaiting) == 2, "the request")
+        eventually(lambda: len(server.server.waiting) == 2, "the request")
         stopping = threading.Thread(target=server.server.stop, args=(DEADLINE,))
         stopping.start()
         assert idle.rest() == b""
