@@ -136,6 +136,11 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Loads the application, and stands between it and gunicorn."""
         super().load_wsgi()
+        # What handlers raise belongs into the error log, where the application has not said otherwise.
+        logger = logging.getLogger("geventws")
+        if not logger.hasHandlers():
+            for handler in self.log.error_log.handlers:
+                logger.addHandler(handler)
         self._application = flatten(self.wsgi)
         self.wsgi = self._call
 

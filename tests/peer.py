@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,6 +62,11 @@ class Peer:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.socket.close()
+
+    def reset(self) -> None:
+        """Ends with a reset."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
     def head(self) -> str:

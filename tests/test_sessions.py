@@ -722,6 +722,56 @@ class TestBackpressure:
         reason = run(echo, script, message_timeout=0.05, timeout=0.2)
         assert reason.code == 1008
 
+    @pytest.mark.parametrize("ping_interval", [None, 20.0])
+    def test_a_peer_that_takes_nothing_is_lost_after_the_timeout(self, ping_interval: float | None) -> None:
+        def handler(session: Any) -> Any:
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    session.send(b"x" * 100_000)
+            return session.close_reason
+
+        reason = run(handler, lambda peer: None, timeout=0.1, ping_interval=ping_interval)
+        assert reason == CloseReason(1006, "the peer took none of the bytes that wait for it for 0.1 s")
+
+    def test_a_peer_that_takes_a_long_message_slowly_is_not_lost(self) -> None:
+        """D T24."""
+
+        size = 20_000_000
+
+        def handler(session: Any) -> bool:
+            session.send(b"x" * size)
+            session.flush()
+            return True
+
+        def script(peer: Peer) -> None:
+            # Over more than the timeout, but never a whole timeout without a byte.
+            taken = 0
+            while taken < size - 100_000:
+                gevent.sleep(0.004)
+                taken += len(peer.socket.recv(60_000))
+            assert taken + len(peer.rest()) > size
+
+        assert run(handler, script, timeout=0.5, ping_interval=0.3)
+
+    def test_a_peer_that_is_lost_while_reading_is_paused_is_noticed_without_pings(self) -> None:
+        """C1 row 5."""
+        sessions = []
+
+        def handler(session: Any) -> Any:
+            session.accept()
+            sessions.append(session)
+            session.wait_closed()
+            return session.close_reason
+
+        def script(peer: Peer) -> None:
+            wait_until(lambda: sessions)
+            while not sessions[0].connection.paused:
+                peer.send(frame(BINARY, b"x" * 10_000))
+                gevent.sleep(0)
+            peer.reset()
+
+        assert run(handler, script, timeout=0.1, ping_interval=None, read_limit=20_000) == CloseReason(1006)
+
     def test_long_fragmented_messages_in_time_are_fine(self) -> None:
         def script(peer: Peer) -> None:
             for _ in range(3):
