@@ -26,12 +26,20 @@ backlog = 2048
 # Serves HTTP as `gevent` does, and gives WebSockets their connections.
 worker_class = "geventws.Worker"
 
+# Instead, with what gunicorn has no setting for, here with its defaults:
+# import geventws
+# class worker_class(geventws.Worker):
+#     handshake_timeout = 10  # seconds from the accept to the end of the first head, the TLS handshake included
+#     max_websockets = None  # nine tenths of worker_connections; further ones get a 503
+#     close_timeout = 5  # seconds that handlers have when the worker stops
+
 # One process uses one core. Raise it, up to one a core, once sessions share nothing through the process's memory: the
 # rooms of examples/chat.py are each worker's own, and would need something between the workers, such as Redis.
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
 
-# Connections of one worker, idle WebSockets and plain HTTP together. At the limit it stops accepting and new clients,
-# health checks too, wait unanswered. The limit of open files (ulimit -n) must be higher.
+# Connections of one worker, idle WebSockets and plain HTTP together. A tenth is kept from WebSockets, so that health
+# checks are answered when there are too many. At the limit those that wait for a request make room; where all are busy,
+# new ones wait in the backlog. The hard limit of open files (ulimit -Hn) must be higher; the soft one is raised.
 worker_connections = 10_000
 
 # Leave it off: the application would be imported before gevent patches the standard library, and what it opens at
@@ -57,8 +65,8 @@ timeout = 30
 # handlers have five seconds of it. What starts gunicorn (systemd, Kubernetes) must wait longer before it kills.
 graceful_timeout = 30
 
-# Seconds that a connection waits for its next request, and that a client has to send the head of one; 0 turns
-# keep-alive off and leaves ten for the head. WebSockets have ping_interval and timeout of geventws instead.
+# Seconds that a connection waits for its next request, and that a client has to send the head of it; 0 turns keep-alive
+# off. The first head has handshake_timeout instead, and WebSockets have ping_interval and timeout of geventws.
 keepalive = 5
 
 # ---- Behind a proxy
@@ -93,8 +101,9 @@ accesslog = "-"
 errorlog = "-"
 loglevel = "info"
 
-# gunicorn's own format, and behind it how long it took in seconds (L, which starts anew after a day).
-access_log_format = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %(L)s'
+# gunicorn's own format, and behind it how long it took in seconds (L, which starts anew after a day) and, for a
+# WebSocket, its close code.
+access_log_format = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s" %(L)s %({geventws.close_code}e)s'
 
 # ---- Control
 
