@@ -6,9 +6,9 @@ from geventws.transport cimport Transport, monotonic
 
 
 cdef int CONNECTING, OPEN, CLOSING, CLOSED
-cdef int READING, WRITING, BEGINNING
-cdef int READS_AT_A_TIME, GATHERED_SIZE, DIRECT_SIZE, OUTPUT_CAP
-cdef double GATHERED_SECONDS
+cdef int READING, WRITING, BEGINNING, DELIVERING
+cdef int READS_AT_A_TIME, GATHERED_SIZE, MESSAGES_BETWEEN_LOOKS, DIRECT_SIZE, OUTPUT_CAP
+cdef double TURN_SECONDS
 
 
 cdef class Connection:
@@ -25,8 +25,8 @@ cdef class Connection:
     cdef readonly bint input_over
     cdef bytearray shared
     cdef bytes held
-    cdef bint gathering, discarding, ended, in_hub
-    cdef double gathered_until, message_timeout
+    cdef bint gathering, resting, discarding, ended, in_hub
+    cdef double turn_ends, message_timeout
     cdef object drained, gone, fragmenting, message_entry, close_entry, stall_entry
     cdef long long sent_before
     cdef Py_ssize_t message_begun
@@ -34,12 +34,14 @@ cdef class Connection:
 
     @cython.locals(reader=Reader)
     cpdef receive(self)
+    cdef _look_at_clock(self)
     cpdef receive_within(self, timeout)
     cdef _run_for_hub(self, int task)
     @cython.locals(transport=Transport, count=Py_ssize_t, _=int)
     cdef _read(self)
     @cython.locals(reader=Reader, full=cython.bint)
     cdef _feed(self, bytearray data, Py_ssize_t position, Py_ssize_t end)
+    @cython.locals(waited_for=cython.bint)
     cdef _deliver(self)
     cdef _pong(self)
     cdef _pause(self)

@@ -42,9 +42,12 @@ log = logging.getLogger("geventws")
 INPUT_SIZE = 256 * 1024
 #: System calls after which a connection with ever more input (under TLS) lets the others have their turn.
 READS_AT_A_TIME = 16
-#: Replies to a batch of messages gather up to this size, and for this long.
+#: Replies to a batch of messages gather up to this size, and for one turn.
 GATHERED_SIZE = 64 * 1024
-GATHERED_SECONDS = 0.001
+#: Seconds that a handler with ever more messages in its queue may go on before others have their turn; the clock is
+#: looked at once for so many messages, a power of two.
+TURN_SECONDS = 0.001
+MESSAGES_BETWEEN_LOOKS = 16
 #: A payload from this size on goes to the socket from where it lies, not through the buffer.
 DIRECT_SIZE = 16 * 1024
 #: Reading pauses while this much waits for a peer that only asks and never reads: pongs have no other bound.
@@ -63,7 +66,7 @@ class State(IntEnum):
 CONNECTING, OPEN, CLOSING, CLOSED = 0, 1, 2, 3
 
 #: What the hub calls a connection for.
-READING, WRITING, BEGINNING = 0, 1, 2
+READING, WRITING, BEGINNING, DELIVERING = 0, 1, 2, 3
 
 
 class Connection:
@@ -98,7 +101,9 @@ class Connection:
         self.shared: bytearray = None  # type: ignore[assignment]
         self.receiver: Any = None
         self.gathering = False
-        self.gathered_until = 0.0
+        self.turn_ends = 0.0
+        #: Whether the greenlet that receives lets others have their turn.
+        self.resting = False
         self.input_over = False
         self.close_sent = False
         self.discarding = False
@@ -189,6 +194,8 @@ class Connection:
         Raises ``ConnectionClosed`` when no more can come, ``UsageError`` when another greenlet waits here already.
         """
         reader = self.reader
+        if reader.waiting > 1 and reader.head & MESSAGES_BETWEEN_LOOKS - 1 == MESSAGES_BETWEEN_LOOKS - 1:
+            self._look_at_clock()
         while not reader.waiting:
             if self.input_over:
                 raise ConnectionClosed(self.ending())
@@ -205,6 +212,25 @@ class Connection:
         if self.paused and reader.queued <= reader.read_limit // 2:
             self._resume()
         return message
+
+    def _look_at_clock(self) -> None:
+        """Ends the turn of a greenlet that works off many messages, when it is over."""
+        if monotonic() < self.turn_ends or self.receiver is not None:
+            return
+        self.gathering = False
+        self.flush()
+        self.receiver = getcurrent()
+        self.resting = True
+        # Not by run_callback: the hub looks at its sockets only after fifty of these.
+        timer = self.hub.loop.timer(0.0)
+        timer.start(self._rested)
+        try:
+            self.switch_to_hub()
+        finally:
+            timer.stop()
+            timer.close()
+            self.receiver = None
+            self.resting = False
 
     def receive_within(self, timeout: float) -> str | bytes | Frame:
         """As `receive`; raises ``TimeoutError`` after ``timeout`` seconds, and loses nothing."""
@@ -225,11 +251,15 @@ class Connection:
         """The hub's callback that reads what came with the handshake."""
         self._run_for_hub(BEGINNING)
 
+    def _rested(self) -> None:
+        """The timer's callback that gives a greenlet its next turn."""
+        self._run_for_hub(DELIVERING)
+
     def _run_for_hub(self, task: int) -> None:
         """Runs one of the hub's callbacks, and lets nothing out that would stop its watcher."""
         self.in_hub = True
         try:
-            if self.state == CLOSED:
+            if self.state == CLOSED and task != DELIVERING:
                 pass
             elif self.transport.inherited():
                 self._abandon()
@@ -238,6 +268,9 @@ class Connection:
             elif task == BEGINNING:
                 if self.paused:
                     self._resume()
+            elif task == DELIVERING:
+                self.resting = False
+                self._deliver()
             elif not self.paused:
                 self._read()
         except (SystemExit, KeyboardInterrupt):
@@ -309,9 +342,10 @@ class Connection:
 
     def _deliver(self) -> None:
         """Lets the greenlet that waits in `receive` work off the queue, and sends its replies together."""
-        if self.receiver is not None and self.in_hub and (self.reader.waiting or self.input_over):
+        waited_for = self.receiver is not None and not self.resting
+        if waited_for and self.in_hub and (self.reader.waiting or self.input_over):
             self.gathering = True
-            self.gathered_until = monotonic() + GATHERED_SECONDS
+            self.turn_ends = monotonic() + TURN_SECONDS
             self.receiver.switch()
             self.gathering = False
         if self.output.length():
@@ -389,7 +423,7 @@ class Connection:
         output = self.output
         if len(payload) < DIRECT_SIZE or self.masking:
             output.append_frame(first, payload, self.masking)
-            if self.gathering and output.length() < GATHERED_SIZE and monotonic() < self.gathered_until:
+            if self.gathering and output.length() < GATHERED_SIZE and monotonic() < self.turn_ends:
                 return
         else:
             data = payload.encode() if isinstance(payload, str) else bytes(payload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import logging
+import time
 from typing import Any
 
 import gevent
@@ -710,6 +711,46 @@ class TestBackpressure:
             peer.socket.close()
 
         run(handler, script)
+
+    @pytest.mark.parametrize("ready", [True, False], ids=["waits for them", "comes back to them"])
+    def test_a_handler_with_many_messages_lets_others_have_their_turn(self, ready: bool) -> None:
+        """C1 row 7."""
+        app = WebSockets(ping_interval=None)
+        worked_off = []
+        go = Event()
+
+        @app.route("/busy")
+        def busy(session: Any) -> None:
+            session.accept()
+            if not ready:
+                go.wait(PATIENCE)
+            for message in session:
+                began = time.monotonic()
+                while time.monotonic() < began + 0.001:
+                    pass
+                worked_off.append(message)
+
+        @app.route("/")
+        def quick(session: Any) -> None:
+            for message in session:
+                session.send(message)
+
+        with serving(app) as server, Peer(server, "/busy") as flood, Peer(server) as honest:
+            flood.accepted()
+            honest.accepted()
+            numbers = [b"%d" % number for number in range(2000)]
+            flood.send(b"".join(frame(BINARY, number) for number in numbers))
+            honest.send(frame(TEXT, b"hello"))
+            go.set()
+            assert honest.frame() == (0x81, b"hello")
+            assert len(worked_off) < 200
+            honest.send(frame(TEXT, b"again"))
+            assert honest.frame() == (0x81, b"again")
+            assert len(worked_off) < 400
+            flood.send(close_frame())
+            flood.closed_with(1000)
+            wait_until(lambda: len(worked_off) == len(numbers))
+            assert worked_off == numbers
 
     def test_a_message_that_trickles_in_is_1008(self) -> None:
         """A3 row 43."""
