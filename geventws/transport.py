@@ -16,14 +16,21 @@ __all__ = ["Transport", "monotonic"]
 
 
 _forks = 0
+_has_children = False
 
 
-def _count_fork() -> None:
-    global _forks
+def _in_child() -> None:
+    global _forks, _has_children
     _forks += 1
+    _has_children = False
 
 
-os.register_at_fork(after_in_child=_count_fork)
+def _in_parent() -> None:
+    global _has_children
+    _has_children = True
+
+
+os.register_at_fork(after_in_child=_in_child, after_in_parent=_in_parent)
 
 
 class Transport:
@@ -95,8 +102,8 @@ class Transport:
     def close(self) -> None:
         """Ends the connection and closes the socket; its watchers must be stopped before."""
         self.descriptor = -1
-        if not self.inherited():
-            # A child process may have the descriptor too, and the peer would wait for that to be closed.
+        if _has_children and not self.inherited():
+            # A child may have the descriptor too, and the peer would wait until it closes that.
             try:
                 self.socket.shutdown(SHUT_RDWR)
             except OSError:

@@ -43,14 +43,21 @@ cpdef double monotonic() noexcept:
 
 
 cdef int _forks = 0
+cdef bint _has_children = False
 
 
-def _count_fork():
-    global _forks
+def _in_child():
+    global _forks, _has_children
     _forks += 1
+    _has_children = False
 
 
-os.register_at_fork(after_in_child=_count_fork)
+def _in_parent():
+    global _has_children
+    _has_children = True
+
+
+os.register_at_fork(after_in_child=_in_child, after_in_parent=_in_parent)
 
 
 cdef class Transport:
@@ -122,7 +129,7 @@ cdef class Transport:
         return self.socket.getsockopt(SOL_SOCKET, SO_ERROR)
 
     cpdef close(self):
-        if not self.inherited():
+        if _has_children and not self.inherited():
             shutdown(self.descriptor, SHUT_RDWR)
         self.descriptor = -1
         self.socket.close()
