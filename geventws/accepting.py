@@ -11,10 +11,13 @@ import os
 from _socket import socket as RawSocket
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
+from select import POLLIN
 from socket import SHUT_RD, SHUT_RDWR
 from time import monotonic
 from typing import Any
 
+from gevent.monkey import get_original
 from gevent.socket import socket as GeventSocket
 
 from geventws.peer_log import PeerLog
@@ -25,10 +28,15 @@ __all__ = ["Acceptor", "Waiting", "WaitingRoom"]
 _LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PASSING = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR)
 
+# gevent's own would switch to the hub, and this runs there.
+_poll = get_original("select", "poll")
+
 #: Seconds between two lines of the log about the same lack.
 LOG_INTERVAL = 10.0
-#: Seconds to wait where there is not even a spare descriptor.
+#: Seconds until a server that can't accept looks again.
 RETRY_SECONDS = 0.1
+#: Seconds that a connection may take for its request even then: a TLS handshake with somebody far away.
+PATIENCE_SECONDS = 0.5
 #: The part of the places that is cleared at a time.
 CLEARED = 1 / 50
 
@@ -39,13 +47,14 @@ _NO_ROOM = (
 
 
 class Waiting:
-    """One connection that waits."""
+    """One connection that waits, since a time on the monotonic clock."""
 
-    __slots__ = ("address", "descriptor")
+    __slots__ = ("address", "descriptor", "since")
 
     def __init__(self, descriptor: int, address: Any) -> None:
         self.descriptor = descriptor
         self.address = address
+        self.since = monotonic()
 
 
 class WaitingRoom:
@@ -63,10 +72,15 @@ class WaitingRoom:
         self._connections[waiting] = None
         return waiting
 
-    def leave(self, waiting: Waiting | None) -> None:
-        """Called when a request is here, and always before the descriptor is closed; once more is no harm."""
-        if waiting is not None:
-            self._connections.pop(waiting, None)
+    def leave(self, waiting: Waiting | None) -> bool:
+        """Called when a request is here, and always before the descriptor is closed; once more is no harm.
+
+        Tells whether the connection was here.
+        """
+        if waiting not in self._connections:
+            return False
+        del self._connections[waiting]
+        return True
 
     def end_input(self) -> None:
         """Ends the wait of all; a request that is here already is still read."""
@@ -74,8 +88,11 @@ class WaitingRoom:
             _shut_down(waiting.descriptor, SHUT_RD)
 
     def clear(self, count: int, peer_log: PeerLog) -> None:
-        """Ends the ``count`` connections that wait longest."""
-        for waiting in list(self._connections)[:count]:
+        """Ends the ``count`` connections that wait longest, but for those that have hardly begun."""
+        patience = monotonic() - PATIENCE_SECONDS
+        for waiting in list(islice(self._connections, count)):
+            if waiting.since > patience:
+                return
             del self._connections[waiting]
             peer_log.log("dropped while it waited for a request, to make room", waiting.address)
             _shut_down(waiting.descriptor, SHUT_RDWR)
@@ -105,6 +122,7 @@ class Acceptor:
     stop_accepting: Callable[[], None]
     _start_accepting_if_started: Callable[[], None]
 
+    _again: Any = None
     _spare: int | None = None
     _process: int | None = None
     _logged_at = -LOG_INTERVAL
@@ -119,6 +137,7 @@ class Acceptor:
     def close(self) -> None:
         """Stops accepting; what waits in the backlog is the next server's."""
         super().close()  # type: ignore[misc]
+        self._forget_timer()
         spare, self._spare = self._spare, None
         if spare is not None:
             os.close(spare)
@@ -132,8 +151,28 @@ class Acceptor:
     def _is_full(self) -> bool:
         if not self.pool.full():
             return False
-        self.waiting.clear(1 + int(self.pool.size * CLEARED), self.peer_log)
+        listener = _poll()
+        listener.register(self.socket.fileno(), POLLIN)
+        if listener.poll(0):
+            self.waiting.clear(1 + int(self.pool.size * CLEARED), self.peer_log)
+        self._look_again()
         return True
+
+    def _look_again(self) -> None:
+        # gevent's own timer is stopped when it stops to accept, as it does behind a pool that is full.
+        if self._again is None:
+            self._again = self.loop.timer(RETRY_SECONDS)
+            self._again.start(self._retry)
+
+    def _retry(self) -> None:
+        self._forget_timer()
+        self._start_accepting_if_started()
+
+    def _forget_timer(self) -> None:
+        timer, self._again = self._again, None
+        if timer is not None:
+            timer.stop()
+            timer.close()
 
     def do_read(self) -> Any:
         """Accepts a connection; None where there is none. Called in the hub."""
@@ -179,8 +218,7 @@ class Acceptor:
         self._open_spare()
         if self._spare is None:
             self.stop_accepting()
-            self._timer = self.loop.timer(RETRY_SECONDS)
-            self._timer.start(self._start_accepting_if_started)
+            self._look_again()
 
     def _open_spare(self) -> None:
         if self._spare is None:

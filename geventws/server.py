@@ -77,11 +77,12 @@ def shake_hands(server: Any, sock: Any, waiting: Waiting, timeout: float | None)
         with gevent.Timeout(timeout, TimeoutError("it took too long")):
             return server.wrap_socket(sock, **server.ssl_args)
     except BaseException as error:
-        server.waiting.leave(waiting)
+        waited = server.waiting.leave(waiting)
         if not isinstance(error, OSError):
             raise
         reason = error.reason if isinstance(error, ssl.SSLError) else str(error)
-        server.peer_log.log("the TLS handshake failed", waiting.address, reason or type(error).__name__)
+        if waited:
+            server.peer_log.log("the TLS handshake failed", waiting.address, reason or type(error).__name__)
     sock.close()
     return None
 
@@ -529,6 +530,9 @@ class WSGIServer(Acceptor, pywsgi.WSGIServer):
         """
         if _thread_id() == self._thread:
             self._stop(timeout)
+            return
+        if self._stopped:
+            # Its loop may be gone, with its thread.
             return
         done = _allocate_lock()
         done.acquire()
