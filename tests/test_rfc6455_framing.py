@@ -187,6 +187,13 @@ class TestSection54Fragmentation:
         data = frame(TEXT, b"Hel", fin=False) + frame(CONTINUATION, b"", fin=False) + frame(CONTINUATION, b"lo")
         assert messages(data) == ["Hello"]
 
+    @pytest.mark.parametrize("opcode", [TEXT, BINARY])
+    def test_a_first_fragment_may_be_empty(self, opcode: int) -> None:
+        """No memory is there for it yet, and none is looked at: an assertion of CPython's would end the process."""
+        assert messages(frame(opcode, fin=False) + frame(CONTINUATION)) == ["" if opcode == TEXT else b""]
+        assert read([frame(opcode, fin=False)]) == Outcome([], [], None, None)
+        assert read([frame(opcode, fin=False)], raw=True).queue == [Frame(Opcode(opcode), b"", False)]
+
     def test_control_frames_between_fragments(self) -> None:
         """A2 row 21."""
         data = frame(BINARY, b"ab", fin=False) + frame(PING, b"?") + frame(PONG, b"!") + frame(CONTINUATION, b"cd")

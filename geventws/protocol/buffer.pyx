@@ -186,6 +186,9 @@ cdef class Buffer:
 
     cpdef append_unmasked(self, bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key, Py_ssize_t offset):
         cdef Py_ssize_t count = end - start
+        if count == 0:
+            # There may be no memory yet to point to.
+            return
         self.reserve(count)
         xor_copy(
             <uint8_t*> self._data() + self.end, <uint8_t*> PyByteArray_AS_STRING(data) + start, count, key, offset
@@ -267,13 +270,14 @@ cdef class Utf8Validator:
         return self.needed == 0
 
     cpdef bint check(self, Buffer buffer, Py_ssize_t start):
-        cdef const uint8_t* data = <const uint8_t*> buffer._data() + buffer.start
+        cdef const uint8_t* data
         cdef Py_ssize_t i = start
         cdef Py_ssize_t end = buffer.length()
         cdef uint64_t block
         cdef uint8_t byte
         if i >= end:
             return True
+        data = <const uint8_t*> buffer._data() + buffer.start
         while i < end:
             if self.needed == 0:
                 while i + 8 <= end:
