@@ -147,6 +147,14 @@ class TestSection52BaseFraming:
         begun = frame(BINARY, b"x", fin=False)
         assert error(begun + frame(CONTINUATION, length=b"\x7f" + length.to_bytes(8, "big"))) == code
 
+    def test_the_sum_of_lengths_is_told_in_full(self) -> None:
+        """It may be too large for 64 bits."""
+        reader = Reader(Buffer(), False, False, 100, 0, 0)
+        data = bytearray(frame(BINARY, b"x", fin=False))
+        data += frame(CONTINUATION, length=b"\x7f" + (2**63 - 1).to_bytes(8, "big"))
+        with pytest.raises(ProtocolError, match=f"a message of {2**63} bytes is over the limit of 100"):
+            reader.feed(data, 0, len(data))
+
     def test_the_largest_length_without_a_limit_waits_for_its_payload(self) -> None:
         head = frame(BINARY, length=b"\x7f" + (2**63 - 1).to_bytes(8, "big"))
         for pieces in ([head + b"x" * 100], [head[:9], head[9:] + b"x" * 100]):

@@ -230,7 +230,9 @@ class Reader:
         slack = self.limit // 1024 + 64 if self.extensions else 0
         if self.limit and length - slack > self.limit - held:
             kind = "frame" if self.raw else "message"
-            raise ProtocolError(1009, f"a {kind} of {held + length} bytes is over the limit of {self.limit}")
+            # As Python's integers: the sum may be too large for one of the compiled build's.
+            size = sum((held, length))
+            raise ProtocolError(1009, f"a {kind} of {size} bytes is over the limit of {self.limit}")
 
     def _begin_payload(self, data: bytearray, position: int, end: int) -> int:
         """Takes a frame whose payload is all here in one go; leaves others to `_read_payload`."""
