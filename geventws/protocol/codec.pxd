@@ -28,7 +28,7 @@ cdef class Reader:
     cpdef Py_ssize_t feed(self, bytearray data, Py_ssize_t position, Py_ssize_t end) except -1
     @cython.locals(held=Py_ssize_t, size=Py_ssize_t, head=bytearray)
     cdef Py_ssize_t _continue_header(self, bytearray data, Py_ssize_t position, Py_ssize_t end) except -1
-    @cython.locals(available=Py_ssize_t, first=int, second=int, opcode=int, length=Py_ssize_t, size=Py_ssize_t, i=Py_ssize_t)
+    @cython.locals(available=Py_ssize_t, first=int, second=int, opcode=int, length=Py_ssize_t, size=Py_ssize_t, i=Py_ssize_t, key=cython.uint)
     cdef Py_ssize_t _read_header(self, bytearray data, Py_ssize_t position, Py_ssize_t end) except -1
     @cython.locals(held=Py_ssize_t, slack=Py_ssize_t)
     cdef int _check_limits(self, int first, Py_ssize_t length) except -1

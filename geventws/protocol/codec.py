@@ -206,7 +206,11 @@ class Reader:
             self._check_limits(first, length)
         if not self.client:
             i = position + size - 4
-            self.key = data[i] << 24 | data[i + 1] << 16 | data[i + 2] << 8 | data[i + 3]
+            # Shifted where it is unsigned: the compiled build's bytes are ints to C, and too large for 24 places.
+            key = data[i]
+            key = key << 8 | data[i + 1]
+            key = key << 8 | data[i + 2]
+            self.key = key << 8 | data[i + 3]
         # Control frames within a fragmented message do not renew it: they are no progress.
         if self.raw or self.message_opcode == 0:
             self.begun += 1
