@@ -511,3 +511,25 @@ class TestFrameRules:
         rules.check(Frame.continuation(b"\xe2", fin=False))
         rules.check(Frame.continuation(b"\x82\xac"))
         rules.check(Frame.binary(b"b"))
+
+    @pytest.mark.parametrize("wrong", [b"\xff", b"\x82\xff", b"\x82", b"\x82\xac\xff"])
+    def test_a_frame_that_is_refused_leaves_no_trace(self, wrong: bytes) -> None:
+        """What follows is judged by what was sent, so nothing invalid gets past, and nothing valid is held up."""
+        for good in (b"\x82\xac", b"\x82\xace"):
+            rules = FrameRules()
+            rules.check(Frame.text("a", fin=False))
+            rules.check(Frame.continuation(b"b\xe2", fin=False))
+            with pytest.raises(ValueError, match="UTF-8"):
+                rules.check(Frame.continuation(wrong))
+            with pytest.raises(ValueError, match="UTF-8"):
+                rules.check(Frame.continuation(b"\xac"))
+            rules.check(Frame.continuation(good))
+            rules.check(Frame.text("c"))
+
+    def test_a_character_in_as_many_frames_as_it_has_bytes(self) -> None:
+        for text in ("é", "€", "\U0010ffff", "a€"):
+            rules = FrameRules()
+            data = text.encode()
+            rules.check(Frame(Opcode.TEXT, data[:1], False))
+            for i in range(1, len(data)):
+                rules.check(Frame.continuation(bytearray(data[i : i + 1]), fin=i == len(data) - 1))

@@ -383,11 +383,12 @@ class Reader:
 class FrameRules:
     """Keeps a raw session from sending what RFC 6455 forbids; knows where the outgoing message stands."""
 
-    __slots__ = ("_message_opcode", "_utf8")
+    __slots__ = ("_cut", "_message_opcode")
 
     def __init__(self) -> None:
         self._message_opcode = 0
-        self._utf8: Utf8Validator | None = None
+        # The start of a character that the text so far ends within. No validator: it would remember a refused frame.
+        self._cut = b""
 
     def check(self, frame: Frame) -> None:
         """Raises ``TypeError`` or ``ValueError`` where ``frame`` may not be sent now; remembers it otherwise."""
@@ -423,9 +424,18 @@ class FrameRules:
                 raise ValueError(f"{error.message} (RFC 6455 7.4)") from None
 
     def _check_text(self, frame: Frame) -> None:
-        validator = self._utf8 or Utf8Validator()
         buffer = Buffer()
+        buffer.append(self._cut)
         buffer.append(frame.payload)
+        validator = Utf8Validator()
         if not validator.check(buffer, 0) or (frame.fin and not validator.complete):
             raise ValueError("a text message is UTF-8 (RFC 6455 5.6)")
-        self._utf8 = None if frame.fin else validator
+        self._cut = b"" if validator.complete else _last_character(buffer.take_bytes())
+
+
+def _last_character(text: bytes) -> bytes:
+    """What there is of the last character of ``text``, which is more than ASCII."""
+    start = len(text) - 1
+    while text[start] & 0xC0 == 0x80:
+        start -= 1
+    return text[start:]
