@@ -134,7 +134,8 @@ class HeadBuffer:
             self._line = line + 2
         if len(data) - self._line > MAX_LINE + 1:
             raise _line_too_long(self._line == 0)
-        if len(data) > MAX_HEAD:
+        # All but the last byte of its end may be here.
+        if len(data) > MAX_HEAD + 3:
             raise HeadError(431, "the head of the request is too long")
         # A lone CR may be the first half of a leading empty line.
         if data != b"\r":

@@ -168,6 +168,20 @@ def test_a_line_that_never_ends_is_refused_early(start: bytes, status: int) -> N
     assert refused.value.status == status
 
 
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("size", [64 * 1024 - 1, 64 * 1024])
+def test_a_head_of_the_limit_passes_wherever_its_end_is_cut(size: int, cut: int) -> None:
+    """The end itself doesn't count, and no more so while only a part of it has come."""
+    data = head(*["X: " + "a" * 8000] * 8, "Y: ")
+    data = data[:-4] + b"b" * (size + 4 - len(data)) + data[-4:]
+    buffer = HeadBuffer()
+    buffer.feed(data[: len(data) - cut])
+    if cut:
+        assert buffer.take_head() is None
+        buffer.feed(data[len(data) - cut :])
+    assert buffer.take_head() == data[:-4]
+
+
 def test_fields_become_environ_keys() -> None:
     found = read(
         head(
