@@ -292,7 +292,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     # -- A connection --------------------------------------------------------------------------------------------------
 
-    def serve(self, listener: Any, server: Any, client: Any, addr: Any) -> None:
+    def serve(self, server: Any, client: Any, addr: Any) -> None:
         """Serves a new connection to its end, in its greenlet."""
         began = monotonic()
         waiting = self.waiting.enter(client.fileno(), addr)
@@ -306,7 +306,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             client.waiting = waiting
             if limit is not None:
                 self._deadlines[greenlet] = _HeadTimeout.start_new(max(0.0, began + limit - monotonic()))
-            self.handle(listener, client, addr)
+            self.handle(server, client, addr)
         finally:
             # The descriptor may be another one's already, so this must not give way to anybody.
             self.waiting.leave(waiting)
@@ -537,7 +537,7 @@ class _Listener(Acceptor, StreamServer):
 
     def __init__(self, worker: Worker, listener: Any, **options: Any) -> None:
         self._worker = worker
-        self._listener = listener
+        self._name = listener.getsockname()
         self.waiting = worker.waiting
         self.peer_log = worker.peer_log
         super().__init__(listener, **options)
@@ -552,14 +552,18 @@ class _Listener(Acceptor, StreamServer):
     def do_handle(self, sock: Any, address: Any) -> None:
         """Starts the greenlet of a new connection; gevent's own way goes through more frames."""
         try:
-            self._spawn(self._worker.serve, self._listener, self, sock, address)
+            self._spawn(self._worker.serve, self, sock, address)
         except BaseException:
             sock.close()
             raise
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serves a connection."""
-        self._worker.serve(self._listener, self, sock, address)
+        self._worker.serve(self, sock, address)
+
+    def getsockname(self) -> Any:
+        """The address, for gunicorn; also of a listener that was closed between an accept and the greenlet's turn."""
+        return self._name
 
 
 class _PeerFilter(logging.Filter):
