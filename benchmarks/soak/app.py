@@ -1,6 +1,7 @@
-"""The application under soak, for gunicorn (``app:app``), or standalone: ``python app.py PORT``.
+"""The application under soak, for gunicorn (``app:app``), or standalone: ``python app.py PORT [HOST]``.
 
 Each process writes what /proc does not tell into the folder named by ``SOAK_STATS``, as PID.json, every few seconds.
+Settings of its sessions may be given as JSON in ``SOAK_SETTINGS``.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def pages(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterab
 
 
 # Pings come often and wait shortly, so that clients that stop reading come and go in numbers.
-app = geventws.WebSockets(pages, ping_interval=5, timeout=8)
+SETTINGS = {"ping_interval": 5, "timeout": 8, **json.loads(os.environ.get("SOAK_SETTINGS", "{}"))}
+app = geventws.WebSockets(pages, **SETTINGS)
 
 
 @app.route("/echo")
@@ -91,4 +93,5 @@ def _look_on(folder: Path) -> None:
 gevent.spawn(_look_on, Path(os.environ["SOAK_STATS"]))
 
 if __name__ == "__main__":
-    geventws.WSGIServer(("127.0.0.1", int(sys.argv[1])), app, log=None).serve_forever()
+    host = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1"
+    geventws.WSGIServer((host, int(sys.argv[1])), app, log=None).serve_forever()

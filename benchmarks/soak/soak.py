@@ -144,7 +144,9 @@ class Soak:
                 entry = {"role": role, "rss": int(fields[21]) * PAGE, "fds": fds, "cpu": cpu, "born": int(fields[19])}
                 with suppress(OSError):
                     entry["look"] = json.loads((self.stats / f"{pid}.json").read_text())
-                seen[pid] = entry
+                # One that has ended and was not reaped holds nothing.
+                if entry["rss"]:
+                    seen[pid] = entry
         clients = {}
         with suppress(OSError):
             clients = json.loads((self.out / "clients.json").read_text())
