@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,41 @@ def fail(session: DefaultWebSocketServerSession) -> None:
     finally:
         if when == "finally":
             raise fault("as told")
+
+
+@sockets.route("/bye")
+def bye(session: DefaultWebSocketServerSession) -> None:
+    """Closes at the first message, and says nothing else."""
+    session.receive()
+
+
+@sockets.route("/buffers")
+def buffers(session: DefaultWebSocketServerSession) -> None:
+    """Sends what is no view of single bytes, and text that is none; then "done"."""
+    floats = array("f", [1.0, 2.0, 3.0])
+    for attempt in (
+        lambda: session.send(floats),
+        lambda: session.send(memoryview(bytes(12)).cast("f")),
+        lambda: session.send(memoryview(bytearray(range(16)))[::2]),
+        lambda: session.ping(5),  # type: ignore[arg-type]
+        lambda: session.send(5),  # type: ignore[call-overload]
+        lambda: session.start_close(1000, memoryview(bytes(12)).cast("f")),  # type: ignore[arg-type]
+    ):
+        try:
+            attempt()
+        except (TypeError, ValueError):
+            session.send("refused")
+    session.send("done")
+    for message in session:
+        session.send(message)
+
+
+@sockets.route("/split")
+def split(session: DefaultWebSocketServerSession) -> None:
+    """Accepts with a subprotocol and a header of the client's wording."""
+    arguments = session.request.args
+    headers = [("X-Told", arguments["header"])] if "header" in arguments else []
+    session.accept(arguments.get("protocol"), headers)
 
 
 @sockets.route("/hub")

@@ -37,6 +37,7 @@ __all__ = [
     "Sample",
     "Server",
     "State",
+    "abuse",
     "ages",
     "many",
     "request",
@@ -150,12 +151,13 @@ class Server:
     def sample(self, pid: int | None = None) -> Sample:
         """What the kernel says of a worker, by default the only one."""
         process = Path(f"/proc/{pid or self.pid}")
-        fields = (process / "stat").read_text().rpartition(")")[2].split()
+        threads = list((process / "task").iterdir())
         return Sample(
-            rss=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+            rss=int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
             fds=len(os.listdir(process / "fd")),
-            cpu_seconds=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
-            threads=int(fields[17]),
+            # In nanoseconds, where stat has hundredths of a second.
+            cpu_seconds=sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9,
+            threads=len(threads),
         )
 
     def peak_rss(self, pid: int | None = None) -> int:
@@ -355,6 +357,23 @@ def unharmed(server: Server) -> Iterator[State]:
     settles(server, before)
 
 
+def abuse(server: Server, act: Callable[[], object], seconds: float = 1.0, **witness: Any) -> Witness:
+    """Does ``act`` to a server beside honest clients, for some seconds at least.
+
+    Fails where one of them is harmed, or waits too long in each of three attempts; where a worker loses its life; and
+    where anything is left behind.
+    """
+    with unharmed(server):
+
+        def measure() -> Witness:
+            with Witness(server.address, **witness) as honest:
+                act()
+                honest.wait(seconds)
+            return honest
+
+        return within_bound(measure, server.name)
+
+
 # -- Clients -----------------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +404,10 @@ class RawClient(Peer):
             length = int.from_bytes(self.exactly(8), "big")
         return first, self.exactly(length)
 
+    def open_deflate(self, path: str = "/deflate") -> RawClient:
+        """Offers a WebSocket with permessage-deflate, which must be taken."""
+        return self.open(path, "Sec-WebSocket-Extensions: permessage-deflate")
+
     def close_code(self) -> int | None:
         """Reads up to a Close frame and the end behind it, without an answer; gives the frame's code."""
         while (frame := self.frame())[0] != 0x80 | CLOSE:
@@ -392,6 +415,31 @@ class RawClient(Peer):
         rest = self.rest()
         assert rest == b"", f"{rest[:100]!r} behind a Close frame"
         return int.from_bytes(frame[1][:2], "big") if frame[1] else None
+
+    def pour(self, data: bytes, total: int, patience: float = 1.0) -> int:
+        """Sends ``data`` over and over, ``total`` bytes at most; gives how many the server took.
+
+        Ends also where the server says something, has ended the connection, or takes nothing for ``patience`` seconds.
+        """
+        view = memoryview(data)
+        position = taken = 0
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN | select.POLLOUT)
+        self.socket.settimeout(0)
+        try:
+            while taken < total:
+                events = poll.poll(patience * 1000)
+                if not events or events[0][1] & ~select.POLLOUT:
+                    break
+                with suppress(BlockingIOError):
+                    count = self.socket.send(view[position:])
+                    taken += count
+                    position = (position + count) % len(data)
+        except OSError:
+            pass
+        finally:
+            self.socket.settimeout(DEADLINE)
+        return taken
 
     def reset(self) -> None:
         """Ends the connection by a RST."""
