@@ -416,15 +416,16 @@ class RawClient(Peer):
         assert rest == b"", f"{rest[:100]!r} behind a Close frame"
         return int.from_bytes(frame[1][:2], "big") if frame[1] else None
 
-    def pour(self, data: bytes, total: int, patience: float = 1.0) -> int:
+    def pour(self, data: bytes, total: int, patience: float = 1.0, listening: bool = True) -> int:
         """Sends ``data`` over and over, ``total`` bytes at most; gives how many the server took.
 
-        Ends also where the server says something, has ended the connection, or takes nothing for ``patience`` seconds.
+        Ends also where the server has ended the connection, takes nothing for ``patience`` seconds, or, to one that is
+        ``listening``, says something.
         """
         view = memoryview(data)
         position = taken = 0
         poll = select.poll()
-        poll.register(self.socket, select.POLLIN | select.POLLOUT)
+        poll.register(self.socket, select.POLLOUT | (select.POLLIN if listening else 0))
         self.socket.settimeout(0)
         try:
             while taken < total:
@@ -447,9 +448,13 @@ class RawClient(Peer):
         self.socket.close()
 
 
+#: Connections a second that `many` ends: what a thousand ends at once cost honest clients is a test of its own.
+ENDS_PER_SECOND = 2000
+
+
 @contextmanager
 def many(address: Any, number: int, path: str | None = None) -> Iterator[list[RawClient]]:
-    """``number`` connections, with WebSockets at ``path`` where one is named."""
+    """``number`` connections, with WebSockets at ``path`` where one is named; they end at a steady rate."""
     clients: list[RawClient] = []
     try:
         for _ in range(number):
@@ -458,8 +463,10 @@ def many(address: Any, number: int, path: str | None = None) -> Iterator[list[Ra
                 clients[-1].open(path)
         yield clients
     finally:
-        for client in clients:
+        for index, client in enumerate(clients, 1):
             client.socket.close()
+            if index % 20 == 0:
+                time.sleep(20 / ENDS_PER_SECOND)
 
 
 @dataclass(frozen=True)
