@@ -16,16 +16,18 @@ import sys
 import time
 from array import array
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gevent
 import greenlet
 from gevent.pool import Pool
-from gevent.queue import Queue
+from gevent.queue import Empty, Queue
 
 import geventws
 from geventws import ConnectionClosed, DefaultWebSocketServerSession, PermessageDeflate, WebSockets, WSGIServer
+from geventws.schedule import Schedule
 
 SETTINGS = json.loads(os.environ.get("FAULT_SETTINGS") or "{}")
 
@@ -90,14 +92,19 @@ class Watched:
             _trim()
         return {
             "pid": os.getpid(),
-            "greenlets": sum(
-                1 for thing in gc.get_objects() if isinstance(thing, greenlet.greenlet) and not thing.dead
-            ),
+            "greenlets": sum(map(_counts, gc.get_objects())),
             "sessions": len(self.registry),
             "fds": len(os.listdir("/proc/self/fd")) - 1,
             "rss": int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
             "loop_ms": loop_ms,
         }
+
+
+def _counts(thing: Any) -> bool:
+    """Whether something is a live greenlet, and not the one of the schedule, which all connections share."""
+    if not isinstance(thing, greenlet.greenlet) or thing.dead:
+        return False
+    return not isinstance(getattr(getattr(thing, "_run", None), "__self__", None), Schedule)
 
 
 def _trim() -> None:
@@ -117,7 +124,7 @@ def pages(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body, kind, status = json.dumps(told).encode(), "application/json", "200 OK"
     else:
         # What is behind a refused handshake must never get here.
-        print(f"served {environ['PATH_INFO']}", file=sys.stderr, flush=True)
+        print(f"served {environ['PATH_INFO']!a}", file=sys.stderr, flush=True)
         body, kind, status = b"not found", "text/plain", "404 Not Found"
     start_response(status, [("Content-Type", kind), ("Content-Length", str(len(body)))])
     return [body]
@@ -286,8 +293,9 @@ def room(session: DefaultWebSocketServerSession) -> None:
     session.accept()
     members.add(queue)
     try:
-        while True:
-            session.send(queue.get())
+        while not session.closed:
+            with suppress(Empty):
+                session.send(queue.get(timeout=1.0))
     finally:
         members.discard(queue)
 

@@ -38,11 +38,13 @@ __all__ = [
     "Server",
     "State",
     "abuse",
+    "abuse_twice",
     "ages",
     "many",
     "request",
     "serve",
     "settles",
+    "slow_reader",
     "unharmed",
     "within_bound",
     "witness_bound",
@@ -292,8 +294,11 @@ def _await_service(server: Server, workers: int) -> None:
         time.sleep(0.02)
     eventually(lambda: len(server.workers()) == workers, f"the start of {workers} workers", DEADLINE)
     if server.name in OURS:
-        # Every worker has answered, so that none is still starting.
-        server.state()
+        # Every worker has answered, so that none is still starting, and has what the first session of a worker makes.
+        met: set[int] = set()
+        while met != set(server.workers()):
+            with server.client("/echo"):
+                met |= {pid for pid, stats in server.state().stats.items() if stats["sessions"]}
 
 
 # -- What is demanded of a server --------------------------------------------------------------------------------------
@@ -361,17 +366,23 @@ def abuse(server: Server, act: Callable[[], object], seconds: float = 1.0, **wit
     """Does ``act`` to a server beside honest clients, for some seconds at least.
 
     Fails where one of them is harmed, or waits too long in each of three attempts; where a worker loses its life; and
-    where anything is left behind.
+    where anything is left behind. For a test that did not do ``act`` before, that includes what is made once.
     """
+
+    def measure() -> Witness:
+        with Witness(server.address, **witness) as honest:
+            act()
+            honest.wait(seconds)
+        return honest
+
     with unharmed(server):
-
-        def measure() -> Witness:
-            with Witness(server.address, **witness) as honest:
-                act()
-                honest.wait(seconds)
-            return honest
-
         return within_bound(measure, server.name)
+
+
+def abuse_twice(server: Server, act: Callable[[], object], seconds: float = 1.0, **witness: Any) -> Witness:
+    """As `abuse`, with an act that may leave behind what the first one leaves: a heap as large as a crowd needs."""
+    act()
+    return abuse(server, act, seconds, **witness)
 
 
 # -- Clients -----------------------------------------------------------------------------------------------------------
@@ -385,6 +396,7 @@ class RawClient(Peer):
     def __init__(self, address: Any, context: ssl.SSLContext | None = None) -> None:
         super().__init__(address, context)
         self.opened_at = time.monotonic()
+        self.head = self.body = b""
 
     def open(self, path: str = "/echo", *fields: str) -> RawClient:
         """Offers a WebSocket, which must be taken."""
@@ -448,16 +460,37 @@ class RawClient(Peer):
         self.socket.close()
 
 
-#: Connections a second that `many` ends: what a thousand ends at once cost honest clients is a test of its own.
+def slow_reader(server: Server, path: str) -> RawClient:
+    """A WebSocket whose kernel holds few bytes that are not read."""
+    client = RawClient.__new__(RawClient)
+    client.socket = socket.socket()
+    # Before the connect, as the window is then agreed on.
+    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.socket.settimeout(DEADLINE)
+    client.socket.connect(server.address)
+    client.buffer = b""
+    client.opened_at = time.monotonic()
+    return client.open(path)
+
+
+#: Connections a second that `many` ends: what thousands cost that end at once is a test of its own.
 ENDS_PER_SECOND = 2000
 
 
 @contextmanager
-def many(address: Any, number: int, path: str | None = None) -> Iterator[list[RawClient]]:
-    """``number`` connections, with WebSockets at ``path`` where one is named; they end at a steady rate."""
+def many(
+    address: Any, number: int, path: str | None = None, per_second: float | None = None
+) -> Iterator[list[RawClient]]:
+    """``number`` connections, with WebSockets at ``path`` where one is named.
+
+    They are opened as fast as they come, or ``per_second``, and end at a steady rate.
+    """
     clients: list[RawClient] = []
     try:
-        for _ in range(number):
+        began = time.monotonic()
+        for index in range(number):
+            if per_second is not None:
+                time.sleep(max(0.0, began + index / per_second - time.monotonic()))
             clients.append(RawClient(address))
             if path is not None:
                 clients[-1].open(path)
@@ -486,26 +519,30 @@ def ages(
 ) -> list[Ending | None]:
     """Reads on all ``clients`` until the server has ended them, ``seconds`` at most; None for those that it has not.
 
-    ``act`` is called with each client that is left, once in ``every`` seconds.
+    ``act`` is called with each client that is left, once in ``every`` seconds, at a steady rate.
     """
     endings: dict[int, Ending] = {}
     received: dict[int, bytearray] = {client.socket.fileno(): bytearray(client.buffer) for client in clients}
     waiting = {client.socket.fileno(): client for client in clients}
     order = list(waiting)
     poll = select.epoll()
-    ends = time.monotonic() + seconds
-    due = time.monotonic()
+    began = time.monotonic()
+    ends = began + seconds
+    acted = 0
+    pace = every / len(order) if act is not None and every is not None else 0.0
     try:
         for descriptor in waiting:
             poll.register(descriptor, select.EPOLLIN)
         while waiting and (now := time.monotonic()) < ends:
-            if act is not None and every is not None and now >= due:
-                due = now + every
-                for client in list(waiting.values()):
+            while act is not None and began + acted * pace <= now:
+                client = waiting.get(order[acted % len(order)])
+                acted += 1
+                if client is not None:
                     # Its end is read in its turn.
                     with suppress(OSError):
                         act(client)
-            for descriptor, _ in poll.poll(min(ends, due if act is not None else ends) - now):
+            due = ends if act is None else min(ends, began + acted * pace)
+            for descriptor, _ in poll.poll(max(0.0, due - time.monotonic())):
                 client = waiting[descriptor]
                 reset = False
                 try:

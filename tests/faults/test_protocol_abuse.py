@@ -457,7 +457,7 @@ def check_handshakes(server: Server, rows: list[int]) -> list[str]:
 
 def seconds_served(server: Server) -> int:
     """How many requests behind a handshake reached the application."""
-    return len(server.lines("served /second"))
+    return len(server.lines("served '/second'"))
 
 
 def check_row(server: Server, figure: Figure, row: int) -> None:

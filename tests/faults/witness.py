@@ -1,7 +1,7 @@
 """Honest clients in a process of their own: each echoes at a steady rate, and what they see is told at the end.
 
-The process is ``python -m tests.faults.witness HOST PORT CLIENTS RATE SIZE PATH``: it prints "ready" when all are
-connected, goes on until its standard input ends, and then prints what it saw as one line of JSON.
+The process is ``python -m tests.faults.witness HOST PORT CLIENTS RATE SIZE PATH PROBES``: it prints "ready" when all
+are connected, goes on until its standard input ends, and then prints what it saw as one line of JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -30,15 +31,22 @@ class Witness:
     """Honest clients, as long as a ``with`` block; they say "ready" before it begins.
 
     After the block ``p50_ms`` and ``p99_ms`` tell how long echoes took, ``messages`` how many there were, and
-    ``errors`` what went wrong.
+    ``errors`` what went wrong. With ``probes`` so many new connections a second ask for /health in turn;
+    ``probe_p99_ms`` tells how long they took from the connect to the answer, and ``probed`` how many there were.
     """
 
     def __init__(
-        self, address: tuple[str, int], clients: int = 50, rate: float = 20, size: int = 128, path: str = "/echo"
+        self,
+        address: tuple[str, int],
+        clients: int = 50,
+        rate: float = 20,
+        size: int = 128,
+        path: str = "/echo",
+        probes: float = 0,
     ) -> None:
-        self._arguments = [*map(str, address), str(clients), str(rate), str(size), path]
-        self.p50_ms = self.p99_ms = self.max_ms = 0.0
-        self.messages = 0
+        self._arguments = [*map(str, address), str(clients), str(rate), str(size), path, str(probes)]
+        self.p50_ms = self.p99_ms = self.max_ms = self.probe_p99_ms = 0.0
+        self.messages = self.probed = 0
         self.errors: list[str] = []
 
     def __enter__(self) -> Witness:
@@ -70,6 +78,7 @@ class Witness:
         self.errors = seen["errors"]
         self.messages = seen["messages"]
         self.p50_ms, self.p99_ms, self.max_ms = seen["p50_ms"], seen["p99_ms"], seen["max_ms"]
+        self.probe_p99_ms, self.probed = seen["probe_p99_ms"], seen["probed"]
 
     def _end(self) -> bytes:
         assert self._process.stdin is not None
@@ -156,11 +165,48 @@ class _Client:
         return took
 
 
-def _run(address: tuple[str, int], number: int, rate: float, size: int, path: str) -> dict[str, Any]:
+class _Probes(threading.Thread):
+    """New connections that ask for a page, one after the other."""
+
+    def __init__(self, address: tuple[str, int], rate: float) -> None:
+        super().__init__(daemon=True)
+        self._address = address
+        self._rate = rate
+        self._over = threading.Event()
+        self.took: list[float] = []
+        self.errors: list[str] = []
+
+    def run(self) -> None:
+        while not self._over.wait(1 / self._rate):
+            began = time.monotonic()
+            answer = b""
+            try:
+                with socket.create_connection(self._address, PATIENCE) as probe:
+                    probe.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                    while not answer.endswith(b"ok") and (piece := probe.recv(4096)):
+                        answer += piece
+            except OSError as error:
+                self.errors.append(f"a probe: {error}")
+                continue
+            if answer.startswith(b"HTTP/1.1 200 "):
+                self.took.append(time.monotonic() - began)
+            else:
+                self.errors.append(f"a probe got {answer[:60]!r}")
+
+    def end(self) -> None:
+        """Waits for the last one."""
+        self._over.set()
+        self.join(2 * PATIENCE)
+
+
+def _run(address: tuple[str, int], number: int, rate: float, size: int, path: str, probe_rate: float) -> dict[str, Any]:
     clients = {}
     for index in range(number):
         client = _Client(address, path, size, index)
         clients[client.socket.fileno()] = client
+    probes = _Probes(address, probe_rate) if probe_rate else None
+    if probes is not None:
+        probes.start()
     print("ready", flush=True)
     poll = select.epoll()
     poll.register(0, select.EPOLLIN)
@@ -213,23 +259,29 @@ def _run(address: tuple[str, int], number: int, rate: float, size: int, path: st
             lost(descriptor, f"no echo of {len(client.out)} messages")
         else:
             client.socket.close()
-    took.sort()
+    probed: list[float] = []
+    if probes is not None:
+        probes.end()
+        errors += probes.errors
+        probed = probes.took
 
-    def percentile(part: float) -> float:
-        return took[min(len(took) - 1, int(len(took) * part))] * 1000 if took else float("inf")
+    def percentile(times: list[float], part: float) -> float:
+        return sorted(times)[min(len(times) - 1, int(len(times) * part))] * 1000 if times else float("inf")
 
     return {
         "messages": len(took),
         "errors": errors,
-        "p50_ms": percentile(0.5),
-        "p99_ms": percentile(0.99),
-        "max_ms": took[-1] * 1000 if took else float("inf"),
+        "p50_ms": percentile(took, 0.5),
+        "p99_ms": percentile(took, 0.99),
+        "max_ms": percentile(took, 1),
+        "probed": len(probed),
+        "probe_p99_ms": percentile(probed, 0.99),
     }
 
 
 if __name__ == "__main__":
-    _host, _port, _clients, _rate, _size, _path = sys.argv[1:]
+    _host, _port, _clients, _rate, _size, _path, _probes = sys.argv[1:]
     try:
-        print(json.dumps(_run((_host, int(_port)), int(_clients), float(_rate), int(_size), _path)))
+        print(json.dumps(_run((_host, int(_port)), int(_clients), float(_rate), int(_size), _path, float(_probes))))
     except OSError as failure:
         print(f"{type(failure).__name__}: {failure}")
