@@ -109,7 +109,7 @@ def test_t11_connections_that_say_nothing(figure: Figure, server_name: str) -> N
 
 
 def test_t11_heads_in_drops(figure: Figure, server_name: str) -> None:
-    """The time counts from the accept, and not from the last byte."""
+    """The time counts from the accept, and not from the last byte (A3 row 42)."""
     with serve(server_name, server={"handshake_timeout": 2.0}) as server:
         endings = hold(server, figure, CROWD, 2.0, "a byte each half second", drip)
         answered = [ending for ending in endings if ending.received.startswith(b"HTTP/1.1 408 ")]
@@ -144,7 +144,7 @@ def test_t11_tls_that_stalls(figure: Figure, server_name: str, tmp_path: Path) -
 
 
 def test_t12_messages_that_trickle(figure: Figure, server_name: str) -> None:
-    """A message must be whole in ``message_timeout``, however alive its sender is: 1008."""
+    """A message must be whole in ``message_timeout``, however alive its sender is: 1008 (A3 row 43)."""
     limit = 2.0
     settings = {"message_timeout": limit, "ping_interval": 0.5, "timeout": 3.0}
     number = CROWD // 4
@@ -496,7 +496,7 @@ def check_lines(lines: list[str]) -> None:
 
 
 def test_t20_hostile_text_in_the_log(figure: Figure, server_name: str) -> None:
-    """All that a peer can word comes to the log in single lines, escaped."""
+    """All that a peer can word comes to the log in single lines, escaped (A3 row 44)."""
     reasons = [b"\x1b[2J", "\u202e".encode(), b"a\nFAKE [CRITICAL]", b"\xff"]
     with serve(server_name, "--access-logformat", '%(h)s "%(r)s" %(s)s "%(f)s" "%(a)s" %({origin}i)s') as server:
         with logged(server) as lines, unharmed(server):

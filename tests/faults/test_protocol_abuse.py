@@ -18,12 +18,13 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.faults.rig import RawClient, Server, abuse, serve
+from tests.faults.rig import RawClient, Server, abuse, many, serve
 from tests.test_rfc6455_framing import INVALID
 from tests.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
 Figure = Callable[..., None]
 
+KIB = 1024
 MIB = 1024 * 1024
 RSV1 = 4
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -518,6 +519,39 @@ def test_a3_31_long_header(server: Server, figure: Figure) -> None:
 
     abuse(server, act)
     figure(f"CPU for {len(head)} bytes in crumbs, honest clients included", spent * 1000, "ms")
+
+
+def test_a3_31_heads_of_many_fields(server: Server, figure: Figure) -> None:
+    """Heads of legal fields that never end are bounded as a whole, before they cost memory or time."""
+    number, piece = 50, 1000
+    head = handshake(*(f"X-{number}: {'v' * 7900}" for number in range(99)))
+    held: list[int] = []
+    sent: list[int] = []
+
+    def act() -> None:
+        before = server.forget_peak()
+        with many(server.address, number) as clients:
+            left = list(clients)
+            for position in range(0, 400 * KIB, piece):
+                for client in list(left):
+                    try:
+                        client.send(head[position : position + piece])
+                    except OSError:
+                        left.remove(client)
+                if not left:
+                    break
+                # As fast as the server gathers crumbs, so that each of them is looked at.
+                time.sleep(0.01)
+            held.append(server.peak_rss() - before)
+            sent.append(position)
+
+    act()
+    figure("bytes of a head before it is refused", max(sent))
+    figure("RSS of a head that has not ended", max(held) / number / KIB, "KiB")
+    abuse(server, act)
+    assert max(held) / number < 160 * KIB
+    # With what the kernel has taken meanwhile, more than the 64 KiB that are the limit.
+    assert max(sent) < 256 * KIB
 
 
 def test_a3_32_lists_that_trap_regular_expressions(server: Server, figure: Figure) -> None:
