@@ -154,11 +154,15 @@ class Server:
         """What the kernel says of a worker, by default the only one."""
         process = Path(f"/proc/{pid or self.pid}")
         threads = list((process / "task").iterdir())
+        nanoseconds = 0
+        for thread in threads:
+            # In nanoseconds, where stat has hundredths of a second. A thread may end meanwhile.
+            with suppress(OSError):
+                nanoseconds += int((thread / "schedstat").read_text().split()[0])
         return Sample(
             rss=int((process / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"),
             fds=len(os.listdir(process / "fd")),
-            # In nanoseconds, where stat has hundredths of a second.
-            cpu_seconds=sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9,
+            cpu_seconds=nanoseconds / 1e9,
             threads=len(threads),
         )
 

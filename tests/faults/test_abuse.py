@@ -297,7 +297,7 @@ def test_t15_a_handler_that_never_receives(figure: Figure, server_name: str) -> 
 
 def test_t16_messages_in_crumbs(figure: Figure, server_name: str) -> None:
     """Messages that come a byte at a time on many connections take the memory of their payloads."""
-    number, size = 40, 16 * KIB
+    number, size = 20, 8 * KIB
     payload = random.Random(16).randbytes(size)
     data = frame(BINARY, payload)
     peaks: list[int] = []
