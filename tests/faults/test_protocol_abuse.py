@@ -556,7 +556,8 @@ def test_a3_31_heads_of_many_fields(server: Server, figure: Figure) -> None:
     figure("bytes of a head before it is refused", max(sent))
     figure("RSS of a head that has not ended", max(held) / number / KIB, "KiB")
     abuse(server, act)
-    assert max(held) / number < 160 * KIB
+    # As it came, and as often as a parser copies it.
+    assert max(held) / number < 256 * KIB
     # With what the kernel has taken meanwhile, more than the 64 KiB that are the limit.
     assert max(sent) < 256 * KIB
 
