@@ -401,6 +401,8 @@ def test_t18_no_descriptors_for_sessions(figure: Figure, server_name: str) -> No
 
 def test_t19_too_many_websockets(figure: Figure, server_name: str) -> None:
     """A tenth of the places is kept from WebSockets: twice too many get a 503, and pages are served in time."""
+    if server_name != "worker":
+        pytest.skip("only the worker keeps places from WebSockets")
     places = 200
     cap = places - places // 10
     with serve(server_name, server={"worker_connections": places}) as server:
@@ -565,7 +567,7 @@ def test_t20_a_flood_of_violations(figure: Figure, server_name: str) -> None:
         with logged(server) as lines:
             abuse(server, act)
         lasted = time.monotonic() - began
-    told = [line for line in lines if "1002" in line]
+    told = [line for line in lines if "failed with 1002" in line or "more in a second" in line]
     figure("violations a second", sent / lasted)
     figure("lines a second", len(told) / lasted)
     check_lines(told)
