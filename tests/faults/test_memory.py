@@ -79,8 +79,8 @@ def check(
 
 
 def test_a1_01_inflate_bomb(server: Server, figure: Figure) -> None:
-    """A megabyte of deflated zeros, a gibibyte out: 1009, in less than two messages' memory."""
-    bomb = frame(BINARY, deflated_zeros(1024), rsv=RSV1)
+    """A megabyte of deflated zeros, a thousand out: 1009, in less than two messages' memory."""
+    bomb = frame(BINARY, deflated_zeros(990), rsv=RSV1)
     took: list[float] = []
 
     def act() -> None:
