@@ -445,7 +445,8 @@ def test_t19_too_many_connections(figure: Figure, server_name: str) -> None:
         witness = abuse(server, act, clients=20, probes=20)
         figure("health p99", witness.probe_p99_ms, "ms")
         figure("lines of the log", len(server.lines("to make room")))
-        assert witness.probe_p99_ms < 100
+        # A second, as an honest client may wait at most (C1 row 10); those before it have their patience.
+        assert witness.probe_p99_ms < 1000
         assert len(server.lines("to make room")) <= 60
 
 
