@@ -387,13 +387,19 @@ def shared_or_own(listeners: str, directory: Path) -> Iterator[tuple[Gunicorn, t
         with gunicorn(directory, "--workers=2", application=APP) as running:
             yield running, running.address
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = probe.getsockname()
+    address = free_address()
     arguments = ["--workers=2", "--reuse-port"]
     with gunicorn(directory, *arguments, bind=f"127.0.0.1:{address[1]}", application=APP) as running:
         eventually(lambda: _listens(address), "the listener")
         yield running, address
+
+
+def free_address() -> tuple[str, int]:
+    """An address of which the port is free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address: tuple[str, int] = probe.getsockname()
+        return address
 
 
 def living(running: Gunicorn) -> list[int]:
@@ -752,28 +758,32 @@ def test_c3_ttin_and_ttou_under_load(figure: Figure) -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="gunicorn started by -m can't start itself again there")
-def test_c3_usr2_under_load(figure: Figure) -> None:
+def test_c3_usr2_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Figure) -> None:
     """A second master beside the first: nobody is refused when it comes, nor when the first goes."""
     # It would have gunicorn's own directory on its path, whose "http" is another one.
-    with serve("worker", app=APP, env={"PYTHONSAFEPATH": "1"}) as server:
-        old = server.pid
-        with server.client("/whose") as client:
-            assert int(client.frame()[1]) == old
-            with Load(server.address, stayers=10) as load:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    address = free_address()
+    with gunicorn(tmp_path, bind=f"127.0.0.1:{address[1]}", application=APP) as running:
+        eventually(lambda: _listens(address), "the listener")
+        with RawClient(address) as client:
+            client.open("/whose")
+            old = int(client.frame()[1])
+            with Load(address, stayers=10) as load:
                 eventually(lambda: len(load.opened) > 30, "the load")
-                server.signal(signal.SIGUSR2)
-                eventually(lambda: len(server.lines("Booting worker")) == 2, "the second worker", DEADLINE)
+                running.signal(signal.SIGUSR2)
+                eventually(lambda: len(running.workers()) == 2, "the second worker", DEADLINE)
                 # The old worker keeps its sockets.
                 client.send(frame(TEXT, b"hello"))
                 assert client.frame() == (0x81, b"hello")
                 opened = len(load.opened)
-                eventually(lambda: len(load.opened) > opened + 50, "more load")
-                server.signal(signal.SIGTERM)
+                eventually(lambda: len(load.opened) > opened + 50, "more load", DEADLINE)
+                running.signal(signal.SIGTERM)
                 (end,) = farewells([client])
-                server.process.wait(DEADLINE)
+                running.ended()
                 opened = len(load.opened)
-                eventually(lambda: len(load.opened) > opened + 50, "more load")
-        assert "Traceback" not in server.log()
+                eventually(lambda: len(load.opened) > opened + 50, "more load", DEADLINE)
+            assert not is_running(old)
+        assert "Traceback" not in running.log()
     figure("USR2: connects", len(load.opened))
     figure("USR2: failures", dict(load.failures))
     figure("USR2: codes told", dict(load.codes))
