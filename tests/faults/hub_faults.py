@@ -343,7 +343,8 @@ CUTS = ("transport.send", "transport.send in the hub")
 def cases(steps: dict[str, Callable[[Peer], None]]) -> Iterator[tuple[str, type[BaseException], bool]]:
     """All steps with all errors, once and each time."""
     for step in steps:
-        for error in ERRORS:
+        # Once the work is done, which error it is makes no difference any more.
+        for error in ERRORS[:1] if step.startswith("after") else ERRORS:
             yield step, error, False
         # Where what fails once goes on failing, the error within the handling of the first one is met as well.
         # Two can't be done without: nothing else wakes the handler, or says how the session ended.

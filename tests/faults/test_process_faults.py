@@ -308,13 +308,16 @@ def test_c3_sigterm_to_the_master_with_handlers_that_look_at_nothing(notes: Path
 
 
 def test_c3_sigterm_to_a_worker(figure: Figure) -> None:
-    """Its clients are told to come again, the other worker's see nothing of it."""
+    """Its clients are told to come again, the other worker's see nothing of it; a thousand signals are as one."""
     with serve("worker", workers=2, app=APP) as server, many(server.address, 100, "/whose") as clients:
         groups: dict[int, list[RawClient]] = {}
         for client in clients:
             groups.setdefault(int(client.frame()[1]), []).append(client)
         victim, other = server.workers()
         began = server.signal(signal.SIGTERM, victim)
+        for _ in range(1000):
+            # More of them change nothing, wherever the worker's code is interrupted.
+            server.signal(signal.SIGTERM, victim)
         ends = farewells(groups[victim])
         eventually(gone([victim]), "the end of the worker")
         took = time.monotonic() - began
@@ -361,19 +364,19 @@ def test_t31_the_master_is_killed(figure: Figure) -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_t31_a_stopped_process_goes_on(name: str, figure: Figure) -> None:
     """SIGSTOP for longer than ping_interval and timeout together: nobody is taken for lost when it goes on."""
-    rounds = 4
+    rounds, apart = 3, 1.77
     with serve(name, "--timeout=60", settings={"ping_interval": 0.3, "timeout": 0.4}) as server:
         worker = server.pid
         with Witness(server.address, clients=50, rate=5) as witness:
             for number in range(rounds):
                 # At another moment of the interval each time.
-                witness.wait(0.5 + number * 2.37)
+                witness.wait(0.5 + number * apart)
                 os.kill(worker, signal.SIGSTOP)
-                time.sleep(1.5)
+                time.sleep(1.2)
                 os.kill(worker, signal.SIGCONT)
-            witness.wait(0.5 + rounds * 2.37)
+            witness.wait(0.5 + rounds * apart)
         assert server.pid == worker
-    figure(f"SIGSTOP for 1.5 s: closed by mistake of {50 * rounds}, {name}", len(witness.errors))
+    figure(f"SIGSTOP for 1.2 s: closed by mistake of {50 * rounds}, {name}", len(witness.errors))
     assert not witness.errors, witness.errors[:3]
 
 
@@ -456,12 +459,12 @@ def test_t29_a_client_that_has_just_been_accepted_is_answered(figure: Figure) ->
 
 def test_t32_max_requests(figure: Figure) -> None:
     """Workers that have had their number are replaced under load: 1012 for all, and no gap in accepting."""
-    arguments = ["--max-requests=100", "--max-requests-jitter=200"]
+    arguments = ["--max-requests=60", "--max-requests-jitter=150"]
     begin = time.monotonic()
     with serve("worker", *arguments, workers=3, app=APP) as server:
         boot = time.monotonic() - begin
         with Load(server.address, stayers=40) as load:
-            eventually(lambda: len(server.lines("Autorestarting worker")) >= 5, "five replacements", 2 * DEADLINE)
+            eventually(lambda: len(server.lines("Autorestarting worker")) >= 4, "four replacements", 2 * DEADLINE)
         log = server.log()
     figure("max_requests: connects", len(load.opened))
     figure("max_requests: failures", dict(load.failures))
@@ -697,8 +700,8 @@ def test_c3_a_half_closed_peer(name: str, figure: Figure) -> None:
 
 
 def test_t27_a_storm_of_resets(figure: Figure) -> None:
-    """500 clients abort in the middle of a frame while the server is sending to them."""
-    number = 500
+    """300 clients abort in the middle of a frame while the server is sending to them."""
+    number = 300
     with serve("worker") as server:
         warm_up(server, 100)
         before = server.state()
@@ -759,17 +762,16 @@ def test_c3_ttin_and_ttou_under_load(figure: Figure) -> None:
                 return len(groups[new]) >= 5
 
             eventually(another, "clients of the second worker", DEADLINE)
+            # The oldest one goes.
             began = server.signal(signal.SIGTTOU)
-            eventually(lambda: len(server.workers()) == 1, "the end of a worker", DEADLINE)
+            ends = farewells(groups[old])
+            eventually(lambda: server.workers() == [new], "the end of a worker", DEADLINE)
             took = time.monotonic() - began
-            left = server.pid
-            (gone_worker,) = {old, new} - {left}
-            ends = farewells(groups[gone_worker])
-            for client in groups[left]:
+            for client in groups[new]:
                 client.send(frame(TEXT, b"hello"))
                 assert client.frame() == (0x81, b"hello")
     figure("TTOU: a worker with clients is gone after", took, "s")
-    assert codes_of(ends) == {RESTART: len(groups[gone_worker])}
+    assert codes_of(ends) == {RESTART: len(groups[old])}
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="gunicorn started by -m can't start itself again there")
