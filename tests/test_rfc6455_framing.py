@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,7 +14,8 @@ from hypothesis import strategies as st
 
 from geventws.errors import ProtocolError
 from geventws.frames import CloseReason, Frame, Opcode
-from geventws.protocol.buffer import Buffer
+from geventws.protocol import buffer as buffer_module
+from geventws.protocol.buffer import Buffer, unmask, unmasked_bytes
 from geventws.protocol.codec import FrameRules, Reader
 from tests.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame, server_frames, splits
 
@@ -80,6 +84,20 @@ def error(data: bytes, **options: Any) -> int:
     return result.error
 
 
+@contextmanager
+def allocated() -> Iterator[list[int]]:
+    """Gives a list that then holds the most bytes that were allocated within the block, beyond those before."""
+    peak: list[int] = []
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        yield peak
+        peak.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+
+
 class TestSection51Masking:
     """5.1: a client masks every frame; an unmasked one fails the connection."""
 
@@ -93,6 +111,24 @@ class TestSection51Masking:
     @pytest.mark.parametrize("opcode", [BINARY, PING, CLOSE])
     def test_any_unmasked_frame_is_1002(self, opcode: int) -> None:
         assert error(frame(opcode, b"", key=None)) == 1002
+
+    def test_each_mask_is_four_bytes_of_the_systems_randomness(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A2 row 29, for the `masking` setting: a key of its own for each frame, and none that could be foretold."""
+        keys = [b"\x01\x02\x03\x04", b"\xff\xfe\xfd\xfc", b"\x00\x00\x00\x00"]
+        asked = []
+
+        def urandom(count: int) -> bytes:
+            asked.append(count)
+            return keys[len(asked) - 1]
+
+        monkeypatch.setattr(buffer_module, "urandom", urandom)
+        output = Buffer()
+        for opcode in (0x81, 0x82, 0x89):
+            output.append_frame(opcode, b"Hello", True)
+        assert output.take_bytes() == b"".join(
+            frame(opcode, b"Hello", key=key) for opcode, key in zip((TEXT, BINARY, PING), keys, strict=True)
+        )
+        assert asked == [4, 4, 4]
 
     def test_a_client_refuses_masked_frames(self) -> None:
         assert read([frame(TEXT, b"x")], client=True).error == 1002
@@ -136,6 +172,25 @@ class TestSection52BaseFraming:
         """A2 row 18."""
         assert error(frame(BINARY, b"x" * size, length=length)) == 1002
 
+    def test_every_length_of_16_bits_that_needs_fewer_is_1002(self) -> None:
+        """A2 row 18: told from the header."""
+        for length in range(65536):
+            head = frame(BINARY, length=b"\x7e" + length.to_bytes(2, "big"))
+            assert read([head]).error == (1002 if length < 126 else None), length
+
+    @given(length=st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 70_000), st.integers(2**63 - 2, 2**63 + 1)))
+    def test_every_length_of_64_bits(self, length: int) -> None:
+        """A2 rows 17 and 18: told from the header alone, and nothing is allocated for it."""
+        head = frame(BINARY, length=b"\x7f" + length.to_bytes(8, "big"))
+        if length >= 2**63 or length < 65536:
+            expected: int | None = 1002
+        else:
+            expected = 1009 if length > 1024 * 1024 else None
+        with allocated() as peak:
+            assert read([head]).error == expected
+            assert read([head[i : i + 1] for i in range(14)]).error == expected
+        assert peak[0] < 64 * 1024
+
     @pytest.mark.parametrize(
         ("length", "code"),
         [(2**63, 1002), (2**64 - 1, 1002), (2**63 + 5, 1002), (2**63 - 1, 1009), (2**62, 1009), (2**32, 1009)],
@@ -167,6 +222,12 @@ class TestSection52BaseFraming:
         assert error(frame(BINARY, length=b"\x7e" + (201).to_bytes(2, "big")), limit=200) == 1009
 
 
+#: What is masked below, and the result of the plain loop of the RFC for each byte of the key that it may begin with.
+DATA = bytes(i * 7 % 256 for i in range(5000))
+MASK = 0x37FA213D
+PLAIN = [bytes(byte ^ MASK.to_bytes(4, "big")[(i + begin) % 4] for i, byte in enumerate(DATA)) for begin in range(4)]
+
+
 class TestSection53Unmasking:
     @given(payload=st.binary(max_size=300), key=st.binary(min_size=4, max_size=4), seed=st.integers(0, 1000))
     @settings(max_examples=200, deadline=None)
@@ -175,17 +236,45 @@ class TestSection53Unmasking:
         for _, pieces in splits(frame(BINARY, payload, key=key), seed):
             assert read(pieces).queue == [payload]
 
-    def test_offsets_and_lengths_against_the_plain_loop(self) -> None:
-        """A2 row 28: offsets 0 to 63, lengths around every boundary of a word."""
-        data = bytes(i * 7 % 256 for i in range(5000))
-        key = 0x37FA213D
-        mask = key.to_bytes(4, "big")
-        for offset in range(64):
-            for length in (*range(70), 127, 128, 129, 4095, 4096):
-                buffer = Buffer()
-                buffer.append_unmasked(bytearray(data), offset, offset + length, key, offset)
-                expected = bytes(data[offset + i] ^ mask[(offset + i) % 4] for i in range(length))
-                assert buffer.take_bytes() == expected
+    def test_places_and_lengths_against_the_plain_loop(self) -> None:
+        """A2 row 28: a piece that begins at any of 64 places and has any length up to 4096."""
+        data = bytearray(DATA)
+        buffer = Buffer()
+        for start in range(64):
+            plain = PLAIN[0][start:]
+            for length in range(4097):
+                buffer.append_unmasked(data, start, start + length, MASK, start)
+                assert buffer.take_bytes() == plain[:length]
+        assert data == DATA
+
+    def test_places_of_the_key_against_the_plain_loop(self) -> None:
+        """A2 row 28: the key begins anywhere, whatever the place of the piece in memory."""
+        data = bytearray(DATA)
+        for start in range(64):
+            for begin in range(4):
+                plain = PLAIN[begin][start:]
+                for length in (*range(300), 4095, 4096):
+                    # A buffer that holds something has the piece end up at another place too.
+                    buffer = Buffer()
+                    buffer.append(DATA[: start % 7])
+                    buffer.append_unmasked(data, start, start + length, MASK, start + begin)
+                    assert buffer.take_bytes() == DATA[: start % 7] + plain[:length]
+
+    @pytest.mark.parametrize("in_place", [True, False], ids=["unmask", "unmasked_bytes"])
+    def test_whole_payloads_against_the_plain_loop(self, in_place: bool) -> None:
+        """A2 row 28: the two ways that a payload takes which came in one piece."""
+        plain = [PLAIN[-start % 4][start:] for start in range(64)]
+        for start in range(64):
+            for length in (*range(300), 1000, 4095, 4096):
+                data = bytearray(DATA)
+                if in_place:
+                    unmask(data, start, start + length, MASK)
+                    taken = bytes(data[start : start + length])
+                    data[start : start + length] = DATA[start : start + length]
+                else:
+                    taken = unmasked_bytes(data, start, start + length, MASK)
+                assert taken == plain[start][:length]
+                assert data == DATA, "bytes beside it are changed"
 
 
 class TestSection54Fragmentation:
@@ -435,8 +524,38 @@ class TestBackpressure:
         """A1 row 9."""
         reader = Reader(Buffer(), False, False, 2**30, 0, 0)
         head = bytearray(frame(BINARY, length=b"\x7f" + (2**30).to_bytes(8, "big")) + b"x")
-        reader.feed(head, 0, len(head))
+        with allocated() as peak:
+            reader.feed(head, 0, len(head))
         assert reader.within_message()
+        assert peak[0] < 4096
+
+    @pytest.mark.parametrize("opcode", [TEXT, BINARY])
+    def test_a_frame_in_crumbs_is_one_buffer(self, opcode: int) -> None:
+        """A1 row 7: in pieces of a byte it takes no more than the payload thrice, the message included."""
+        size = 64 * 1024
+        reader = Reader(Buffer(), False, False, size, 0, 0)
+        wire = frame(opcode, b"x" * size)
+        crumb = bytearray(1)
+        with allocated() as peak:
+            for byte in wire:
+                crumb[0] = byte
+                reader.feed(crumb, 0, 1)
+        assert len(reader.pop()) == size
+        assert peak[0] < 3 * size
+
+    @pytest.mark.parametrize("payload", [b"", b"x"])
+    def test_fragments_leave_nothing_but_their_payload(self, payload: bytes) -> None:
+        """A1 rows 5 and 6: ten thousand of them, where no limit ends them before."""
+        reader = Reader(Buffer(), False, False, 1024 * 1024, 0, 0)
+        begin = bytearray(frame(BINARY, payload, fin=False))
+        reader.feed(begin, 0, len(begin))
+        piece = frame(CONTINUATION, payload, fin=False) * 1000
+        data = bytearray(len(piece))
+        with allocated() as peak:
+            for _ in range(10):
+                data[:] = piece
+                reader.feed(data, 0, len(data))
+        assert peak[0] < 4 * 10_000 * len(payload) + 16 * 1024
 
 
 @given(data=st.binary(max_size=200), seed=st.integers(0, 1000), raw=st.booleans())
