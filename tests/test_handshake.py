@@ -547,6 +547,24 @@ class TestLinearTime:
                 sys.setprofile(None)
             assert calls < 1500
 
+    @pytest.mark.parametrize("name", ["HTTP_ORIGIN", "HTTP_HOST", "HTTP_UPGRADE", "HTTP_CONNECTION"])
+    @pytest.mark.parametrize("piece", ["a", ":", "a:", "a://", "[", "[:", "%a", ".", "a,", " ,", "\t", "0", "@"])
+    def test_other_fields_take_linear_time_too(self, name: str, piece: str) -> None:
+        """Eight times the input takes no more than eight times as long; 24 leaves room for a busy machine."""
+
+        def best(size: int) -> float:
+            variables = environ(**{"HTTP_ORIGIN": "http://a", name: piece * (size // len(piece)) + "\x00"})
+            times = []
+            for _ in range(5):
+                start = time.process_time()
+                outcome(read_handshake, variables)
+                outcome(check_origin, variables, "same")
+                outcome(check_origin, variables, ("https://a.example",))
+                times.append(time.process_time() - start)
+            return min(times)
+
+        assert best(64 * 1024) < 24 * best(8 * 1024) + 0.001
+
     @pytest.mark.parametrize("value", ["b" + " " * 32_000 + "x", 'ext; a="' + "\\x" * 4000])
     def test_the_inputs_of_the_advisories(self, value: str) -> None:
         """CVE-2021-32640, CVE-2020-7662 and CVE-2020-7663."""

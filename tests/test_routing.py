@@ -439,6 +439,47 @@ class TestBefore101:
 
 
 @either
+class TestMalformedHandshakes:
+    """What is no handshake gets its status from the server that would accept one, and nothing behind it is served."""
+
+    @pytest.mark.parametrize(
+        "key",
+        ["", "=" * 24, "A" * 20, "A" * 23 + "=", "A" * 24, "A" * 22 + "=", "dGhlIHNhbXBsZSBub25j-_==", "A" * 8000],
+    )
+    def test_a_key_that_is_none_is_400(self, make: MakeFace, key: str) -> None:
+        """A3 row 35."""
+        face = make()
+        called: list[Any] = []
+        face.sockets.route("/")(called.append)
+        with serving(face.app) as server:
+            answer = refused(server, Sec_WebSocket_Key=key)
+        assert answer.status == 400
+        assert "Sec-WebSocket-Key" in answer.body
+        assert not called
+
+    @pytest.mark.parametrize(
+        ("fields", "status"),
+        [
+            ({"Connection": "keep-alive"}, 400),
+            ({"Connection": "xupgrade"}, 400),
+            ({"Sec_WebSocket_Version": "12"}, 426),
+            ({"Sec_WebSocket_Protocol": "\xff\xfe"}, 400),
+            ({"Sec_WebSocket_Extensions": "__proto__, constructor, ;;,="}, 400),
+        ],
+    )
+    def test_what_lacks_something_is_refused(self, make: MakeFace, fields: dict[str, str], status: int) -> None:
+        """A3 rows 33, 34, 36 and 37."""
+        face = make()
+        face.sockets.route("/")(lambda session: None)
+        with serving(face.app) as server:
+            answer = refused(server, **fields)
+        assert answer.status == status
+        assert answer.headers["connection"] == "close"
+        if status == 426:
+            assert answer.headers["sec-websocket-version"] == "13"
+
+
+@either
 class TestAfter101:
     """After the 101 the outcome is a close code, and nothing of HTTP is on the wire."""
 
@@ -784,6 +825,15 @@ class TestExtensions:
             peer.send(frame(TEXT, b"plain"))
             assert peer.frame() == (0x81, b"plain")
             peer.send(close_frame())
+            peer.closed_with(1000)
+
+    def test_there_are_none_unless_asked_for(self, make: MakeFace) -> None:
+        """A3 row 47: compression is off by default, whatever a client offers."""
+        face = make()
+        face.sockets.route("/")(lambda session: session.send("x" * 1000))
+        with serving(face.app) as server, Peer(server, Sec_WebSocket_Extensions=OFFER) as peer:
+            assert "Extensions" not in peer.head()
+            assert peer.frame() == (0x81, b"x" * 1000)
             peer.closed_with(1000)
 
     def test_a_client_that_does_not_offer_gets_none(self, make: MakeFace) -> None:

@@ -182,6 +182,80 @@ def test_a_head_of_the_limit_passes_wherever_its_end_is_cut(size: int, cut: int)
     assert buffer.take_head() == data[:-4]
 
 
+#: Heads of one line that has the size asked for, or of many lines.
+LONG_HEADS = {
+    "spaces in a value": lambda size: head("X: " + " " * size + "a"),
+    "commas": lambda size: head("X: " + "," * size),
+    "colons": lambda size: head("X" + ":" * size),
+    "a name": lambda size: head("X" * size + ": a"),
+    "a host": lambda size: head(line="GET / HTTP/1.1").replace(b"Host: a", b"Host: " + b"a." * (size // 2) + b"/"),
+    "a target": lambda size: head(line=f"GET /{'%' * size} HTTP/1.1"),
+    "an absolute target": lambda size: head(line=f"GET http://{'a?' * (size // 2)} HTTP/1.1"),
+    "slashes": lambda size: head(line=f"GET http:{'/' * size} HTTP/1.1"),
+    "a method": lambda size: head(line="G" * size + " / HTTP/1.1"),
+    "fields": lambda size: head(*["X-Y: a"] * (size // 8)),
+    "fields of other names": lambda size: head(*[f"X-{number}: a" for number in range(size // 10)]),
+    "CRs": lambda size: head("X: " + "\r" * size),
+}
+
+
+@pytest.mark.parametrize("name", LONG_HEADS)
+def test_reading_a_head_takes_linear_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A3 row 32: without its limits, eight times the head takes no more than eight times as long.
+
+    What is quadratic takes 64 times as long; 24 leaves room for a busy machine.
+    """
+    from geventws import http_head
+
+    for limit in ("MAX_FIELDS", "MAX_LINE", "MAX_HEAD"):
+        monkeypatch.setattr(http_head, limit, 10**9)
+
+    def best(size: int) -> float:
+        data = LONG_HEADS[name](size)
+        times = []
+        for _ in range(5):
+            start = time.process_time()
+            with suppress(HeadError):
+                read(data)
+            times.append(time.process_time() - start)
+        return min(times)
+
+    assert best(64 * 1024) < 24 * best(8 * 1024) + 0.001
+
+
+def test_a_head_is_looked_at_once_however_small_its_pieces() -> None:
+    """A3 row 31: counted in bytes that are searched, which a wrapper of the buffer's data tells."""
+
+    class Counted(bytearray):
+        searched = 0
+
+        def _span(self, start: int, end: int | None = None) -> None:
+            Counted.searched += max(0, (len(self) if end is None else end) - start)
+
+        def find(self, sub: Any, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]
+            self._span(start, end)
+            return super().find(sub, start, len(self) if end is None else end)
+
+        def rfind(self, sub: Any, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]
+            self._span(start, end)
+            return super().rfind(sub, start, len(self) if end is None else end)
+
+        def count(self, sub: Any, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]
+            self._span(start, end)
+            return super().count(sub, start, len(self) if end is None else end)
+
+    buffer = HeadBuffer()
+    buffer.data = Counted()
+    data = head(*[f"X-{number}: {LONG[:7000]}" for number in range(8)])
+    for byte in data[:-1]:
+        buffer.feed(bytes([byte]))
+        assert buffer.take_head() is None
+    buffer.feed(data[-1:])
+    assert buffer.take_head() == data[:-4]
+    # Four searches, each of the new byte and of the few before it that an end of line or head may have begun in.
+    assert Counted.searched < 16 * len(data)
+
+
 def test_fields_become_environ_keys() -> None:
     found = read(
         head(
