@@ -19,7 +19,7 @@ import pytest
 
 from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
 from geventws.peer_log import PeerLog, escape
-from geventws.server import WSGIServer
+from geventws.server import WSGIServer, _make_context
 from tests.rigs import (
     DEADLINE,
     Certificates,
@@ -751,6 +751,12 @@ def test_tls(tls_arguments: dict[str, Any], certificates: Certificates) -> None:
             assert peer.ask(request("/scheme")) == 200
             assert peer.body == b"https '127.0.0.1' localhost"
             assert peer.open().echoes(b"x" * 100_000)
+
+
+def test_renegotiation_is_switched_off(certificates: Certificates) -> None:
+    """C1 row 9: of TLS 1.2, by which a client could have the server compute again and again."""
+    files = {"certfile": certificates.certfile, "keyfile": certificates.keyfile}
+    assert _make_context(files).options & ssl.OP_NO_RENEGOTIATION
 
 
 def test_stalled_tls_handshakes_are_over_in_time(certificates: Certificates) -> None:
