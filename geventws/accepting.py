@@ -30,13 +30,17 @@ _PASSING = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.EINTR)
 
 # gevent's own would switch to the hub, and this runs there.
 _poll = get_original("select", "poll")
+# gevent's own, in a patched process, closes only when the loop comes round.
+_close = get_original("os", "close")
 
 #: Seconds between two lines of the log about the same lack.
 LOG_INTERVAL = 10.0
 #: Seconds until a server that can't accept looks again.
-RETRY_SECONDS = 0.1
-#: Seconds that a connection may take for its request even then: a TLS handshake with somebody far away.
-PATIENCE_SECONDS = 0.5
+RETRY_SECONDS = 0.05
+#: Seconds that a connection may take for its request even then, for a client sends it together with the last packet of
+#: TCP's handshake; and under TLS, where it first has to answer ours. In a flood all others wait as long.
+PATIENCE_SECONDS = 0.1
+TLS_PATIENCE_SECONDS = 0.5
 #: The part of the places that is cleared at a time.
 CLEARED = 1 / 50
 
@@ -87,11 +91,11 @@ class WaitingRoom:
         for waiting in self._connections:
             _shut_down(waiting.descriptor, SHUT_RD)
 
-    def clear(self, count: int, peer_log: PeerLog) -> None:
-        """Ends the ``count`` connections that wait longest, but for those that have hardly begun."""
-        patience = monotonic() - PATIENCE_SECONDS
+    def clear(self, count: int, patience: float, peer_log: PeerLog) -> None:
+        """Ends the ``count`` connections that wait longest, but for those that have not waited ``patience`` seconds."""
+        latest = monotonic() - patience
         for waiting in list(islice(self._connections, count)):
-            if waiting.since > patience:
+            if waiting.since > latest:
                 return
             del self._connections[waiting]
             peer_log.log("dropped while it waited for a request, to make room", waiting.address)
@@ -112,6 +116,7 @@ class Acceptor:
     """What our servers have in common as gevent servers, of which this is a mixin."""
 
     client_class: type[GeventSocket] = GeventSocket
+    ssl_enabled: bool
     peer_log: PeerLog
     waiting: WaitingRoom
     socket: Any
@@ -140,7 +145,7 @@ class Acceptor:
         self._forget_timer()
         spare, self._spare = self._spare, None
         if spare is not None:
-            os.close(spare)
+            _close(spare)
 
     def set_spawn(self, spawn: Any) -> None:
         """Called once by gevent, which would ask a pool itself whether it is full."""
@@ -154,9 +159,12 @@ class Acceptor:
         listener = _poll()
         listener.register(self.socket.fileno(), POLLIN)
         if listener.poll(0):
-            self.waiting.clear(1 + int(self.pool.size * CLEARED), self.peer_log)
+            self._clear(1 + int(self.pool.size * CLEARED))
         self._look_again()
         return True
+
+    def _clear(self, count: int) -> None:
+        self.waiting.clear(count, TLS_PATIENCE_SECONDS if self.ssl_enabled else PATIENCE_SECONDS, self.peer_log)
 
     def _look_again(self) -> None:
         # gevent's own timer is stopped when it stops to accept, as it does behind a pool that is full.
@@ -205,9 +213,9 @@ class Acceptor:
         if now - self._logged_at >= LOG_INTERVAL:
             count, self._turned_away, self._logged_at = self._turned_away, 0, now
             self.peer_log.write(f"{count} connections are turned away: {error.strerror}")
-        self.waiting.clear(1, self.peer_log)
+        self._clear(1)
         if self._spare is not None:
-            os.close(self._spare)
+            _close(self._spare)
             self._spare = None
             with suppress(OSError):
                 client = RawSocket(fileno=self.socket._accept()[0])

@@ -7,6 +7,7 @@ keep-alive loop, and a worker that stops closes its WebSockets at once and waits
 from __future__ import annotations
 
 import faulthandler
+import gc
 import logging
 import os
 import resource
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from functools import partial
+from math import inf
 from ssl import OP_NO_RENEGOTIATION
 from time import monotonic
 from typing import Any
@@ -27,7 +29,7 @@ from gevent.server import StreamServer
 from gevent.socket import socket as GeventSocket
 from gevent.ssl import SSLSocket
 from gunicorn import util  # type: ignore[import-untyped]
-from gunicorn.http.errors import InvalidHeader  # type: ignore[import-untyped]
+from gunicorn.http.errors import InvalidHeader, LimitRequestHeaders  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base_async import ALREADY_HANDLED, AsyncWorker  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
@@ -35,11 +37,13 @@ from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped
 from geventws.accepting import Acceptor, Waiting, WaitingRoom
 from geventws.errors import UsageError
 from geventws.frames import CloseCode
+from geventws.http_head import MAX_HEAD
 from geventws.peer_log import PeerLog, format_address, shorten
 from geventws.server import (
     CLOSE_SPREAD,
     CRUMBS,
     CRUMBS_GATHER,
+    INPUT_SIZE,
     close_sessions,
     server_is_full,
     server_is_stopping,
@@ -57,6 +61,8 @@ FLUSH_SECONDS = 0.1
 #: Seconds in which a master that stops has closed its listeners, which it does before it signals its workers; not where
 #: something else signals all of them together.
 MASTER_CLOSES = 0.1
+#: gunicorn's default for ``limit_request_field_size``. Whoever raises it may have a longer head in proportion.
+USUAL_FIELD_SIZE = 8190
 #: Seconds behind ``timeout`` when a hang that no signal handler of Python's gets through is logged; gunicorn kills the
 #: worker at the earliest one second behind.
 HANG_MARGIN = 0.9
@@ -143,6 +149,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 logger.addHandler(handler)
         self._application = flatten(self.wsgi)
         self.wsgi = self._call
+        # What is there now stays. A full collection, in which everybody waits, need not look at it again.
+        gc.collect()
+        gc.freeze()
 
     def run(self) -> None:
         """Serves until the worker is told to stop, then ends what is open."""
@@ -304,6 +313,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 if client is None:
                     return
             client.waiting = waiting
+            client.head_limit = self._head_limit()
             if limit is not None:
                 self._deadlines[greenlet] = _HeadTimeout.start_new(max(0.0, began + limit - monotonic()))
             self.handle(server, client, addr)
@@ -314,6 +324,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 self._deadlines.pop(greenlet).close()
             if client is not None:
                 util.close(client)
+
+    def _head_limit(self) -> float:
+        field_size: int = self.cfg.limit_request_field_size
+        return MAX_HEAD * max(1.0, field_size / USUAL_FIELD_SIZE) if field_size else inf
 
     def timeout_ctx(self) -> AbstractContextManager[Any]:
         """What bounds the wait for a request: ``keepalive`` for all but the first, which has its own deadline."""
@@ -346,7 +360,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if exchange is not None or self.draining:
             raise StopIteration
         sock.waiting = self.waiting.enter(sock.fileno(), addr)
-        sock.receipts = 0
+        sock.receipts = sock.received = 0
 
     def handle_http2(self, listener: Any, client: Any, *arguments: Any, **keywords: Any) -> None:
         """Serves an HTTP/2 connection, on which there are no upgrades (RFC 9113 8.6)."""
@@ -371,7 +385,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     def _head_is_here(self, sock: Any) -> None:
         # A body may come as it likes.
-        sock.receipts = -sys.maxsize
+        sock.receipts = sock.received = -sys.maxsize
         self.waiting.leave(sock.waiting)
         deadline = self._deadlines.pop(gevent.getcurrent(), None)
         if deadline is not None:
@@ -510,7 +524,8 @@ class _HeadTimeout(gevent.Timeout):
 class _Gathering:
     """A client's socket. A head in crumbs is left to gather, for gunicorn's parser looks at all of it each time."""
 
-    receipts = 0
+    receipts = received = 0
+    head_limit: float = MAX_HEAD
     waiting: Waiting | None = None
 
     def recv(self, *arguments: Any) -> bytes:
@@ -518,7 +533,12 @@ class _Gathering:
         self.receipts += 1
         if self.receipts > CRUMBS:
             gevent.sleep(CRUMBS_GATHER)
-        return super().recv(*arguments)  # type: ignore[misc, no-any-return]
+        piece: bytes = super().recv(*arguments)  # type: ignore[misc]
+        self.received += len(piece)
+        # gunicorn would take 100 fields of 8 KiB, and looks at all that it has with each piece.
+        if self.received > self.head_limit + INPUT_SIZE:
+            raise LimitRequestHeaders("the head of the request is too long")
+        return piece
 
 
 class _Client(_Gathering, GeventSocket):
