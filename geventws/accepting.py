@@ -33,6 +33,8 @@ _poll = get_original("select", "poll")
 # gevent's own, in a patched process, closes only when the loop comes round.
 _close = get_original("os", "close")
 
+#: Seconds that a stopping server leaves a connection that it has only just accepted: its first request is on the way.
+FRESH_SECONDS = 1.0
 #: Seconds between two lines of the log about the same lack.
 LOG_INTERVAL = 10.0
 #: Seconds until a server that can't accept looks again.
@@ -86,10 +88,19 @@ class WaitingRoom:
         del self._connections[waiting]
         return True
 
-    def end_input(self) -> None:
-        """Ends the wait of all; a request that is here already is still read."""
+    def end_input(self) -> bool:
+        """Ends the wait of all but those that came just now; tells whether there are such.
+
+        A request that is here already is still read. One that is on its way would be answered by a reset.
+        """
+        fresh = monotonic() - FRESH_SECONDS
+        left = False
         for waiting in self._connections:
-            _shut_down(waiting.descriptor, SHUT_RD)
+            if waiting.since > fresh:
+                left = True
+            else:
+                _shut_down(waiting.descriptor, SHUT_RD)
+        return left
 
     def clear(self, count: int, patience: float, peer_log: PeerLog) -> None:
         """Ends the ``count`` connections that wait longest, but for those that have not waited ``patience`` seconds."""

@@ -77,6 +77,8 @@ cdef class Connection:
     cdef _flushed(self)
     cdef _broken(self)
     cpdef _finish(self)
+    cdef _let_go(self)
+    cdef _tell_end(self)
     cdef _abandon(self)
     cdef _stop_watching(self)
     cdef _wake_soon(self)

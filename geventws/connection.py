@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from gevent import Timeout, get_hub
+from gevent import GreenletExit, Timeout, get_hub
 from gevent.event import Event
 from greenlet import getcurrent
 
@@ -727,22 +728,44 @@ class Connection:
 
     def _broken(self) -> None:
         """A fault of our own in the hub ends this connection, not the loop."""
-        Schedule.of_hub(self.hub).after(0, _log_fault())
-        self.fail(ProtocolError(CloseCode.INTERNAL_ERROR, ""))
+        try:
+            Schedule.of_hub(self.hub).after(0, _log_fault())
+            self.fail(ProtocolError(CloseCode.INTERNAL_ERROR, ""))
+            if self.ended:
+                # `fail` leaves such a connection alone, and nothing else would end it now.
+                self._finish()
+        except (SystemExit, KeyboardInterrupt):
+            self._finish()
+            raise
+        except BaseException:
+            # What failed fails again: the connection ends without a Close frame.
+            with suppress(Exception, GreenletExit):
+                self._finish()
 
     def _finish(self) -> None:
         """The one way to CLOSED. Watchers stop before the descriptor closes, or they would fire for its next owner."""
         if self.state == CLOSED:
             return
-        if self.close_reason is None:
-            self.close_reason = self.ending()
         opened = self.state != CONNECTING
         self.state = CLOSED
         self.input_over = True
-        if not opened:
-            return
-        self._stop_watching()
-        self.transport.close()
+        try:
+            if self.close_reason is None:
+                self.close_reason = self.ending()
+        finally:
+            if opened:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Closes the socket, and tells all who wait for it."""
+        try:
+            self._stop_watching()
+            self.transport.close()
+        finally:
+            # Whatever failed: nobody waits on, and the server does not keep the session.
+            self._tell_end()
+
+    def _tell_end(self) -> None:
         self.output.clear()
         schedule = Schedule.of_hub(self.hub)
         schedule.cancel(self.message_entry)

@@ -235,7 +235,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         while open_pools := [pool for pool in pools if pool]:
             self.notify()
             # Again each time: a TLS handshake may have ended since, and an offer have become a session.
-            self.waiting.end_input()
+            fresh = self.waiting.end_input()
             untold = self.sessions - told
             close_sessions(untold, code, min(CLOSE_SPREAD, self.close_timeout / 2, grace / 4))
             told |= untold
@@ -249,7 +249,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                     session.terminate()
                 gevent.killall(list(self.handlers), block=False)
                 kill_sessions_at = kill_all_at
-            open_pools[0].join(min(1.0, max(0.0, kill_sessions_at - now)))
+            open_pools[0].join(min(0.1 if fresh else 1.0, max(0.0, kill_sessions_at - now)))
 
     def _is_replaced(self) -> bool:
         """Whether other workers go on: then the master still has the listeners. It closes them first when it stops."""
