@@ -437,8 +437,8 @@ def test_t29_sighup_under_connects(listeners: str, tmp_path: Path, figure: Figur
     assert oldest < 8
     # A master without listeners gives no sign by which a worker could tell a restart from a stop.
     assert set(load.codes) == ({RESTART} if listeners == "shared" else {GOING_AWAY})
-    # Between the last accept and the close of a listener of its own a connection may still come.
-    assert refused(load) <= (0 if listeners == "shared" else 1), load.failures
+    # gunicorn stops the old workers, each with a listener of its own, without waiting for those of the new ones.
+    assert refused(load) <= (0 if listeners == "shared" else max(1, len(load.opened) // 100)), load.failures
     assert "Traceback" not in log
 
 
