@@ -26,9 +26,6 @@ PARTS = {
 }
 FAULT_TESTS = (1, 2, 3, 5, 7, 9, 10, 11, 12, 14, 15, 16, 18, 19, 20, 21, 23, 24, 26, 27, 29, 31, 32, 33, 34, 35, 37, 39)
 
-#: Tests that other branches bring: they are looked for once their files are here.
-ELSEWHERE = ("faults/", "test_inflated_sizes.py")
-
 
 def tables(path: Path) -> Iterator[list[str]]:
     """The cells of each row of a document's tables, heads and rules left out."""
@@ -54,10 +51,7 @@ def test_the_tests_that_are_named_exist(document: Path) -> None:
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", document.read_text())
     assert len(named) > 80
     for file, name in named:
-        path = Path(__file__).parent / file
-        if not path.exists() and file.startswith(ELSEWHERE):
-            continue
-        assert name in functions(path), f"{file}::{name}"
+        assert name in functions(Path(__file__).parent / file), f"{file}::{name}"
 
 
 def test_the_figures_that_are_asked_for_are_those_of_tests_named_beside() -> None:
