@@ -616,6 +616,20 @@ class TestFrameRules:
         with pytest.raises(ValueError, match="RFC 6455"):
             FrameRules().check(wrong)
 
+    def test_payloads_are_counted_in_bytes(self) -> None:
+        """A1 row 15: items of other sizes make no longer control frame, and no half of an item is one."""
+        items = memoryview(bytes(400)).cast("f")
+        assert len(items) == 100
+        for opcode in (Opcode.PING, Opcode.PONG):
+            with pytest.raises(ValueError, match="at most 125 bytes, this one has 400"):
+                FrameRules().check(Frame(opcode, items))  # type: ignore[arg-type]
+            FrameRules().check(Frame(opcode, items[:31]))  # type: ignore[arg-type]
+        rules = FrameRules()
+        with pytest.raises(TypeError):
+            rules.check(Frame(Opcode.BINARY, memoryview(bytes(10))[::2], fin=False))  # type: ignore[arg-type]
+        # It was never begun.
+        rules.check(Frame.text("a"))
+
     def test_wrong_types(self) -> None:
         for wrong in ("text", b"bytes", Frame(Opcode.TEXT, "text"), None):  # type: ignore[arg-type]
             with pytest.raises(TypeError):

@@ -396,6 +396,9 @@ class FrameRules:
             raise TypeError(f"a raw session sends a Frame, not {type(frame).__name__}")
         if not isinstance(frame.payload, (bytes, bytearray, memoryview)):
             raise TypeError(f"a frame's payload is bytes, not {type(frame.payload).__name__}")
+        if isinstance(frame.payload, memoryview):
+            # Byte by byte: items of other sizes would make its length lie.
+            frame = frame._replace(payload=frame.payload.cast("B"))
         if frame.opcode not in OPCODES:
             raise ValueError(f"opcode {frame.opcode!r} is reserved (RFC 6455 5.2)")
         if frame.opcode >= 8:
