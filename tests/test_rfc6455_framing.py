@@ -520,6 +520,18 @@ class TestBackpressure:
             position = reader.feed(data, position, len(data))
         assert count == 50
 
+    @pytest.mark.parametrize("text", ["a" * 999 + "\U0001f600", "a" * 999 + "\u20ac", "a" * 999 + "\xe9", "a" * 1000])
+    @pytest.mark.parametrize("raw", [False, True])
+    def test_the_queue_takes_no_more_memory_than_it_counts(self, text: str, raw: bool) -> None:
+        """A1 row 10: Python takes up to four bytes for each character of a text, and a frame is an object."""
+        for wire in (frame(TEXT, text.encode()) * 1000, frame(PING, b"") * 10_000 + frame(BINARY, b"ab") * 10_000):
+            reader = Reader(Buffer(), False, raw, 0, 0, 64 * 1024)
+            data = bytearray(wire)
+            with allocated() as peak:
+                reader.feed(data, 0, len(data))
+            assert reader.queued <= 64 * 1024 + 5000
+            assert peak[0] <= 64 * 1024 + 64 * 1024
+
     def test_a_declared_length_takes_no_memory(self) -> None:
         """A1 row 9."""
         reader = Reader(Buffer(), False, False, 2**30, 0, 0)

@@ -3,7 +3,7 @@ cimport cython
 from geventws.protocol.buffer cimport Buffer, Utf8Validator, copy_bytes, decode_text, unmask, unmasked_bytes
 
 
-cdef int MESSAGE_COST, MAX_HEADER
+cdef int MESSAGE_COST, FRAME_COST, MAX_HEADER
 
 
 cdef class Reader:

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FrameRules", "Reader"]
 
-#: What a queued message counts beside its payload towards the read limit: about its object's own size.
+#: What a queued message counts beside its payload towards the read limit: about its object's own size. A frame's is
+#: larger, for it is an object with a payload.
 MESSAGE_COST = 64
+FRAME_COST = 96
 #: The longest header: two bytes, a length of 64 bits, a mask.
 MAX_HEADER = 14
 
@@ -376,7 +378,10 @@ class Reader:
 
     def _size(self, item: str | bytes | Frame) -> int:
         if isinstance(item, Frame):
-            return len(item.payload)
+            return FRAME_COST + len(item.payload)
+        if isinstance(item, str) and not item.isascii():
+            # Python takes up to four bytes for each character of a text, by the largest one in it.
+            return 4 * len(item)
         return len(item)
 
 
