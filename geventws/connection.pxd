@@ -26,7 +26,7 @@ cdef class Connection:
     cdef bytearray shared
     cdef bytes held
     cdef bint gathering, resting, discarding, ended, in_hub
-    cdef double turn_ends, message_timeout
+    cdef double turn_ends, message_timeout, message_since, paused_since
     cdef object drained, gone, fragmenting, message_entry, close_entry, stall_entry
     cdef long long sent_before
     cdef Py_ssize_t message_begun

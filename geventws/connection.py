@@ -121,6 +121,7 @@ class Connection:
         self.in_hub = False
         self.message_timeout = settings.message_timeout or 0.0
         self.message_begun = 0
+        self.message_since = self.paused_since = 0.0
         self.message_entry: Entry | None = None
         self.close_entry: Entry | None = None
         self.stall_entry: Entry | None = None
@@ -338,7 +339,7 @@ class Connection:
         if full:
             self.held = bytes(data[position:end])
             self._pause()
-        if self.message_timeout and self.message_entry is None and reader.within_message():
+        if self.message_timeout and reader.within_message():
             self._watch_message()
 
     def _deliver(self) -> None:
@@ -366,12 +367,16 @@ class Connection:
     def _pause(self) -> None:
         """Stops reading, so that TCP holds the peer."""
         self.paused = True
+        self.paused_since = monotonic()
         if self.read_watcher is not None:
             self.read_watcher.stop()
             self._watch_stalled()
 
     def _resume(self) -> None:
         """Reads on: first what was held back, then the socket."""
+        if self.paused and self.message_entry is not None:
+            # While reading was paused the peer could not go on; that time doesn't count.
+            self.message_since += monotonic() - self.paused_since
         self.paused = False
         if self.held and not self.discarding:
             held, self.held = bytearray(self.held), b""
@@ -382,20 +387,26 @@ class Connection:
                 self.hub.loop.run_callback(self._readable)
 
     def _watch_message(self) -> None:
-        # While reading is paused the peer can't go on; that time doesn't count.
-        self.message_begun = -1 if self.paused else self.reader.begun
-        self.message_entry = Schedule.of_hub(self.hub).after(self.message_timeout, self._message_due)
+        """Notes when the message that has begun did, and looks whether it has ended in time."""
+        if self.message_entry is None:
+            self.message_entry = Schedule.of_hub(self.hub).after(self.message_timeout, self._message_due)
+        elif self.reader.begun == self.message_begun:
+            return
+        self.message_begun = self.reader.begun
+        self.message_since = monotonic()
 
     def _message_due(self) -> None:
         """Ends a message that trickles in for too long."""
         self.message_entry = None
         if self.state != OPEN or not self.reader.within_message():
             return
-        if self.reader.begun == self.message_begun and not self.paused:
+        # A message that has begun since has some time left.
+        left = self.message_timeout if self.paused else self.message_since + self.message_timeout - monotonic()
+        if left > 0:
+            self.message_entry = Schedule.of_hub(self.hub).after(left, self._message_due)
+        else:
             late = f"a message took over {self.message_timeout:g} s to arrive"
             self.fail(ProtocolError(CloseCode.POLICY_VIOLATION, late))
-        else:
-            self._watch_message()
 
     # -- Writing
     # -----------------------------------------------------------------------------------------------------------------

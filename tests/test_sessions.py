@@ -763,6 +763,31 @@ class TestBackpressure:
         reason = run(echo, script, message_timeout=0.05, timeout=0.2)
         assert reason.code == 1008
 
+    @pytest.mark.parametrize("before", [frame(TEXT, b"whole"), b""], ids=["behind a message", "a header in pieces"])
+    @pytest.mark.parametrize("raw", [False, True])
+    def test_the_time_of_a_message_is_its_own(self, raw: bool, before: bytes) -> None:
+        """A3 row 43: it begins with the first byte of the header, whatever was watched when that came."""
+        app = WebSockets(message_timeout=1.0, timeout=PATIENCE)
+        sessions: list[Any] = []
+
+        @app.route("/", raw=raw)
+        def handler(session: Any) -> None:
+            session.accept()
+            sessions.append(session)
+            for _ in session:
+                pass
+
+        wire = before + frame(TEXT, b"never whole")[:9]
+        with serving(app) as server, Peer(server) as peer:
+            peer.accepted()
+            wait_until(lambda: sessions)
+            began = time.monotonic()
+            peer.send(wire[:1])
+            wait_until(lambda: sessions[0].connection.reader.within_message())
+            peer.send(wire[1:])
+            assert peer.frame()[1][:2] == b"\x03\xf0"
+            assert 0.9 < time.monotonic() - began < 1.7
+
     @pytest.mark.parametrize("ping_interval", [None, 20.0])
     def test_a_peer_that_takes_nothing_is_lost_after_the_timeout(self, ping_interval: float | None) -> None:
         def handler(session: Any) -> Any:

@@ -16,6 +16,7 @@ cdef class Reader:
     cdef readonly tuple extensions
     cdef readonly list queue
     cdef int rsv_allowed, first, message_opcode
+    cdef bint counted
     cdef unsigned int key
     cdef Py_ssize_t head, remaining, offset, fragments
     cdef bytes partial

@@ -75,6 +75,8 @@ class Reader:
         #: Counts the messages (raw: frames) begun, so that a slow one can be told from a new one.
         self.begun = 0
         self.partial = b""
+        #: Whether `begun` counts the frame whose header is not whole yet.
+        self.counted = False
         self.first = 0
         self.remaining = -1
         self.offset = 0
@@ -135,6 +137,9 @@ class Reader:
                 size = self._read_header(data, position, end)
                 if size == 0:
                     self.partial = copy_bytes(data, position, end)
+                    if self.raw or self.message_opcode == 0:
+                        self.begun += 1
+                        self.counted = True
                     return end
                 position = self._begin_payload(data, position + size, end)
         return position
@@ -214,7 +219,9 @@ class Reader:
             key = key << 8 | data[i + 2]
             self.key = key << 8 | data[i + 3]
         # Control frames within a fragmented message do not renew it: they are no progress.
-        if self.raw or self.message_opcode == 0:
+        if self.counted:
+            self.counted = False
+        elif self.raw or self.message_opcode == 0:
             self.begun += 1
         self.first = first
         self.remaining = length
