@@ -38,7 +38,7 @@ from geventws.accepting import Acceptor, Waiting, WaitingRoom
 from geventws.errors import UsageError
 from geventws.frames import CloseCode
 from geventws.http_head import MAX_HEAD
-from geventws.peer_log import PeerLog, format_address, shorten
+from geventws.peer_log import PeerLog, escape, format_address, shorten
 from geventws.server import (
     CLOSE_SPREAD,
     CRUMBS,
@@ -132,6 +132,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         error_log = getattr(self.log, "error_log", None)
         if isinstance(error_log, logging.Logger):
             error_log.addFilter(_PeerFilter(self.peer_log))
+        access_log = getattr(self.log, "access_log", None)
+        if isinstance(access_log, logging.Logger):
+            access_log.addFilter(_escaped)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
             # The soft limit is low for programs that use select(), which gevent replaces.
@@ -600,6 +603,16 @@ class _PeerFilter(logging.Filter):
                 return False
             record.msg = shorten(record.msg)
         return True
+
+
+def _escaped(record: logging.LogRecord) -> bool:
+    """Escapes what a line of the access log has of the peer: gunicorn passes on all but ASCII's control characters."""
+    atoms = record.args
+    if isinstance(atoms, dict) and not record.getMessage().isprintable():
+        for name, value in atoms.items():
+            if isinstance(value, str):
+                atoms[name] = escape(value)
+    return True
 
 
 def _ignore(data: bytes) -> None:

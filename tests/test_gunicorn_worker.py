@@ -313,6 +313,21 @@ def test_the_format_of_the_access_log_and_hooks(tmp_path: Path) -> None:
         assert running.notes() == ["pre /echo", "post /echo 101 Switching Protocols"]
 
 
+def test_the_access_log_has_no_characters_that_do_harm(tmp_path: Path) -> None:
+    """A3 row 44: gunicorn takes what lies behind ASCII in a field, which holds control characters too."""
+    log_format = '--access-logformat=%(r)s "%(f)s" "%(a)s" %({x-mine}i)s %(s)s'
+    with gunicorn(tmp_path, log_format) as running:
+        fields = ["Referer: a\x9b31m", "User-Agent: \xe2\x80\xae caf\xe9", "X-Mine: \x85FAKE"]
+        for data in (request("/?harm", *fields, "Connection: close"), offer("/echo?harm", *fields)):
+            with Peer(running.address) as peer:
+                peer.send(data)
+                peer.until(b"\r\n\r\n")
+        lines = eventually(lambda: len(found := running.lines("harm")) == 2 and found, "the access log's lines")
+        for line in lines:
+            assert line.isprintable()
+            assert '"a\\x9b31m" "\xe2\\x80\xae caf\xe9" \\x85FAKE ' in line
+
+
 def test_worker_connections(tmp_path: Path) -> None:
     with (
         gunicorn(tmp_path, "--worker-connections=2") as running,
