@@ -5,6 +5,7 @@ zlib makes of it, and both builds tell the same, word for word; what is sent inf
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Mapping
 
@@ -22,6 +23,8 @@ from tests.wire import BINARY, CONTINUATION, TEXT  # noqa: E402
 
 DECISIONS = 8 + CUTS
 LIMITS = (0, 1024 * 1024, 1, 100, 125, 1023, 1024, 1025, 32 * 1024, 32 * 1024 + 1, 70_000)
+#: Limits by what the largest message of an input has beyond them; None for one of LIMITS.
+EDGES = (None, 0, 1, -1)
 BITS = (15, 8, 9, 10, 11, 12, 13, 14)
 #: Fragments of a message, and bytes of one that is sent: beyond a window of 12 bits, the default.
 FRAGMENTS = 12
@@ -132,8 +135,8 @@ def fragments(first: int, payload: bytes, cuts: bytes, rsv: int) -> bytes:
     )
 
 
-def expected(messages: list[tuple[int, bytes]], answer: Parameters) -> list[str | bytes] | None:
-    """What zlib alone makes of the messages; None where it is not for a plain loop to say."""
+def expected(messages: list[tuple[int, bytes]], answer: Parameters) -> tuple[list[str | bytes], bool]:
+    """What zlib alone makes of the messages, up to one that is not for a plain loop to judge; whether there is none."""
     bits = max(9, int(answer.get("client_max_window_bits") or 15))
     inflater = zlib.decompressobj(-bits)
     result: list[str | bytes] = []
@@ -147,14 +150,14 @@ def expected(messages: list[tuple[int, bytes]], answer: Parameters) -> list[str 
                 whole = inflater.copy()
                 whole.decompress(b"\x01\x00\x00\xff\xff")
             except zlib.error:
-                return None
+                return result, False
             if inflater.eof or not whole.eof:
-                return None
+                return result, False
         try:
             result.append(payload.decode() if first & 1 else payload)
         except UnicodeDecodeError:
-            return None
-    return result
+            return result, False
+    return result, True
 
 
 def read_both(
@@ -184,25 +187,29 @@ def read_both(
     return first
 
 
-def check_inflating(data: bytes, server: PermessageDeflate, offer: Parameters, options: Options, cuts: bytes) -> None:
+def check_inflating(
+    data: bytes, server: PermessageDeflate, offer: Parameters, options: Options, edge: int | None, cuts: bytes
+) -> None:
     """Hostile payloads: ``data`` are records of messages, whose first byte says text (1), compressed (2)."""
     accepted = server.accept(offer)
     assert accepted is not None
     messages = records(data, 16)
-    rsv = [4 if first & 2 else 0 for first, _ in messages]
-    whole = b"".join(
-        fragments(first, payload, b"\xff", bits) for (first, payload), bits in zip(messages, rsv, strict=True)
-    )
-    cut = b"".join(fragments(first, payload, cuts, bits) for (first, payload), bits in zip(messages, rsv, strict=True))
+    model, complete = expected(messages, accepted[0])
+    largest = max((len(m.encode() if isinstance(m, str) else m) for m in model), default=0)
+    if edge is not None and largest > edge:
+        options = options._replace(limit=largest - edge)
+    whole = b"".join(fragments(first, payload, b"\xff", 2 * (first & 2)) for first, payload in messages)
+    cut = b"".join(fragments(first, payload, cuts, 2 * (first & 2)) for first, payload in messages)
     outcome = read_both([whole, cut], options, server, offer, cuts)
-    model = expected(messages, accepted[0])
-    if model is not None:
-        assert outcome.queue == model[: len(outcome.queue)]
-        if not options.limit:
-            assert outcome.error is None, f"refused, though zlib reads it: {outcome.error}"
-    elif outcome.error is None:
-        # Only a DEFLATE stream that ended within a message is read where the plain loop gives up.
-        assert any(first & 2 for first, _ in messages)
+    assert outcome.queue[: len(model)] == model[: len(outcome.queue)]
+    # What deflate made much longer is refused by its length on the wire.
+    limit = options.limit or sys.maxsize
+    if limit < largest:
+        assert outcome.error is not None
+        assert outcome.error[0] == 1009, outcome.error
+    elif limit >= max((largest, *(len(payload) for _, payload in messages))):
+        assert len(outcome.queue) >= len(model), f"refused, though zlib reads it: {outcome.error}"
+        assert not complete or outcome.error is None, f"refused, though zlib reads it: {outcome.error}"
 
 
 def check_round_trip(data: bytes, server: PermessageDeflate, offer: Parameters, options: Options, cuts: bytes) -> None:
@@ -242,7 +249,7 @@ def one_input(data: bytes) -> None:
     flags = decisions.byte()
     server = options_by(decisions)
     options = Options(limit=decisions.choice(LIMITS), raw=bool(flags & 2))
-    decisions.byte()
+    edge = decisions.choice(EDGES)
     decisions.byte()
     decisions.byte()
     cuts = decisions.cuts()
@@ -263,7 +270,7 @@ def one_input(data: bytes) -> None:
         wire = b"".join(fragments(first, payload, cuts, first >> 1 & 7) for first, payload in records(rest, 16))
         read_both([wire], options, server, offer, cuts)
     else:
-        check_inflating(rest, server, offer, options, cuts)
+        check_inflating(rest, server, offer, options, edge, cuts)
 
 
 if __name__ == "__main__":

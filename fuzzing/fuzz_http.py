@@ -39,6 +39,18 @@ _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*")
 
 
+def limits(flags: int, wire: bytes) -> dict[str, int]:
+    """The limits: the usual ones, small ones, or just what ``wire`` takes and up to two more or less."""
+    if not flags & 4:
+        return USUAL if flags & 1 else SMALL
+    lines = wire.split(b"\r\n")
+    return {
+        "MAX_FIELDS": len(lines) - 2 + (flags >> 3 & 1),
+        "MAX_LINE": max(map(len, lines)) - 1 + (flags >> 4 & 3),
+        "MAX_HEAD": len(wire) - 2 + (flags >> 6 & 3),
+    }
+
+
 class Outcome(NamedTuple):
     """What a connection's bytes were taken for."""
 
@@ -109,13 +121,15 @@ def one_input(data: bytes) -> None:
     flags = decisions.byte()
     origins = decisions.choice(ORIGINS)
     cuts = decisions.cuts()
-    for name, value in (USUAL if flags & 1 else SMALL).items():
-        setattr(http_head, name, value)
     wire = decisions.rest
+    for name, value in limits(flags, wire).items():
+        setattr(http_head, name, value)
     whole = [wire], [wire + END]
     outcome, ended = map(read, whole)
     for pieces in ways(wire, cuts)[1:]:
-        other, other_ended = read(pieces), read([*pieces, END])
+        # What ends it comes at once or byte by byte, as the last piece does.
+        last = [END] if flags & 2 else [END[i : i + 1] for i in range(4)]
+        other, other_ended = read(pieces), read([*pieces, *last])
         told = f"in {len(pieces)} pieces: {other}, whole: {outcome}"
         assert other_ended == ended, f"in {len(pieces)} pieces, and ended: {other_ended}, whole: {ended}"
         assert other.heads == outcome.heads, told

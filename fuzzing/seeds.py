@@ -108,7 +108,7 @@ OFFERS = (
 
 
 def deflate_seeds() -> Iterator[bytes]:
-    """Decisions of fuzz_deflate.py: flags, three of the server's options, limit, three unused, four cuts."""
+    """Decisions of fuzz_deflate.py: flags, three of the server's options, limit, edge, two unused, four cuts."""
     compressible = b"the window, the window, the window " * 8
     contents = [b"Hello", compressible, bytes(range(256)), b"", b"\x00" * 4000]
     payloads = [
@@ -124,7 +124,7 @@ def deflate_seeds() -> Iterator[bytes]:
     for number, offer in enumerate(OFFERS):
         for flags in (0, 1, 2):
             for one, payload in enumerate(payloads if flags != 1 else contents):
-                decided = (flags, number % 8, 1 + number * 9 % 64, 7 + one, one % 11, 0, 0, 0, 1, 7, 30, 200)
+                decided = (flags, number % 8, 1 + number * 9 % 64, 7 + one, one % 11, number % 4, 0, 0, 1, 7, 30, 200)
                 firsts = (2, 3, 1, 2) if flags != 1 else (0x20, 0x41, 0xF0)
                 yield bytes(decided) + offer.encode() + b"\n" + b"".join(record(first, payload) for first in firsts)
 
@@ -162,6 +162,8 @@ def http_seeds() -> Iterator[bytes]:
         wire = (request + "\r\n").encode("latin-1")
         for flags, behind in ((0, b""), (1, b""), (0, b"\r\n" + wire)):
             yield bytes((flags, number % 4, 0, 3, 17, 90)) + wire + behind
+        for flags in range(0x04, 0x100, 8):
+            yield bytes((flags, number % 4, 200, 3, 17, 90)) + request.encode("latin-1").removesuffix(b"\r\n")
 
 
 def buffers_seeds() -> Iterator[bytes]:
