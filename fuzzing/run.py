@@ -31,8 +31,8 @@ MAX_LENGTH = {"frames": 2048, "deflate": 2048, "http": 1536, "buffers": 1024}
 #: Shares of the time.
 SHARES = {"frames": 3, "deflate": 3, "http": 2, "buffers": 2}
 
-# Coverage for libFuzzer and the checks of ASan and UBSan. Cython adds nothing to NULL, which C23 and every compiler
-# allow; the last flag takes that one check out.
+# Coverage for libFuzzer and the checks of ASan and UBSan. Cython adds 0 to NULL, which C++ allows and compilers of C
+# do; the last flag takes that one check out.
 FLAGS = (
     "-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
     " -fno-delete-null-pointer-checks"
