@@ -67,7 +67,7 @@ def read(build: Build, pieces: list[bytes], options: Options, extensions: list[A
             else:
                 assert before <= position <= len(data)
                 full = options.read_limit and reader.queued >= options.read_limit
-                assert position == len(data) or reader.close_reason is not None or full, "it stopped for no reason"
+                assert position > before or reader.close_reason is not None or full, "it stopped for no reason"
                 if not options.eager and not full:
                     continue
             while reader.waiting and not stopped:

@@ -8,7 +8,7 @@ from geventws.transport cimport Transport, monotonic
 cdef int CONNECTING, OPEN, CLOSING, CLOSED
 cdef int READING, WRITING, BEGINNING, DELIVERING
 cdef int READS_AT_A_TIME, GATHERED_SIZE, MESSAGES_BETWEEN_LOOKS, DIRECT_SIZE, OUTPUT_CAP
-cdef double TURN_SECONDS
+cdef double TURN_SECONDS, SLICE_SECONDS
 
 
 cdef class Connection:
@@ -27,7 +27,7 @@ cdef class Connection:
     cdef bytes held
     cdef bint gathering, resting, discarding, ended, in_hub
     cdef double turn_ends, message_timeout, message_since, paused_since
-    cdef object drained, gone, fragmenting, message_entry, close_entry, stall_entry
+    cdef object drained, gone, fragmenting, message_entry, close_entry, stall_entry, slice_timer
     cdef long long sent_before
     cdef Py_ssize_t message_begun
     cdef object __weakref__
@@ -39,13 +39,14 @@ cdef class Connection:
     cdef _run_for_hub(self, int task)
     @cython.locals(transport=Transport, count=Py_ssize_t, _=int)
     cdef _read(self)
-    @cython.locals(reader=Reader, full=cython.bint)
+    @cython.locals(reader=Reader, full=cython.bint, late=cython.bint, slice_ends=double, now=double)
     cdef _feed(self, bytearray data, Py_ssize_t position, Py_ssize_t end)
     @cython.locals(waited_for=cython.bint)
     cdef _deliver(self)
     cdef _pong(self)
     cdef _pause(self)
     cdef _resume(self)
+    cdef _resume_soon(self)
     cdef _watch_message(self)
     cpdef send(self, int first, payload)
     cdef _wait_to_send(self)

@@ -43,6 +43,8 @@ log = logging.getLogger("geventws")
 INPUT_SIZE = 256 * 1024
 #: System calls after which a connection with ever more input (under TLS) lets the others have their turn.
 READS_AT_A_TIME = 16
+#: Seconds that the frames of one receipt may be worked on before the other connections have their turn.
+SLICE_SECONDS = 0.005
 #: Replies to a batch of messages gather up to this size, and for one turn.
 GATHERED_SIZE = 64 * 1024
 #: Seconds that a handler with ever more messages in its queue may go on before others have their turn; the clock is
@@ -125,6 +127,7 @@ class Connection:
         self.message_entry: Entry | None = None
         self.close_entry: Entry | None = None
         self.stall_entry: Entry | None = None
+        self.slice_timer: Any = None
         self.sent_before = 0
 
     # -- Opening
@@ -250,7 +253,7 @@ class Connection:
         self._run_for_hub(WRITING)
 
     def _begin(self) -> None:
-        """The hub's callback that reads what came with the handshake."""
+        """The hub's callback that reads what came with the handshake, or was left of a long batch."""
         self._run_for_hub(BEGINNING)
 
     def _rested(self) -> None:
@@ -314,6 +317,8 @@ class Connection:
     def _feed(self, data: bytearray, position: int, end: int) -> None:
         """Parses ``data[position:end]`` and hands on what it brings."""
         reader = self.reader
+        slice_ends = 0.0
+        late = False
         while True:
             try:
                 position = reader.feed(data, position, end)
@@ -329,16 +334,23 @@ class Connection:
             if reader.close_reason is not None:
                 self._peer_closed()
                 return
-            if position < end and not (reader.read_limit and reader.queued >= reader.read_limit):
-                continue
-            break
+            if position == end or (reader.read_limit and reader.queued >= reader.read_limit):
+                break
+            now = monotonic()
+            if not slice_ends:
+                slice_ends = now + SLICE_SECONDS
+            elif now > slice_ends:
+                late = True
+                break
         full = reader.read_limit and reader.queued >= reader.read_limit
         if reader.answered:
             reader.answered = False
             full = full or self.output.length() > OUTPUT_CAP
-        if full:
+        if full or late:
             self.held = bytes(data[position:end])
             self._pause()
+            if not full:
+                self._resume_soon()
         if self.message_timeout and reader.within_message():
             self._watch_message()
 
@@ -385,6 +397,13 @@ class Connection:
             self.read_watcher.start(self._readable)
             if self.transport.keeps_input:
                 self.hub.loop.run_callback(self._readable)
+
+    def _resume_soon(self) -> None:
+        """Reads on when the others have had their turn; a handler that takes messages does so before."""
+        # Not by run_callback: see `_look_at_clock`.
+        if self.slice_timer is None:
+            self.slice_timer = self.hub.loop.timer(0.0)
+        self.slice_timer.start(self._begin)
 
     def _watch_message(self) -> None:
         """Notes when the message that has begun did, and looks whether it has ended in time."""
@@ -799,10 +818,12 @@ class Connection:
 
     def _stop_watching(self) -> None:
         self._stop_writing()
-        watcher, self.read_watcher = self.read_watcher, None
-        if watcher is not None:
-            watcher.stop()
-            watcher.close()
+        watchers = (self.read_watcher, self.slice_timer)
+        self.read_watcher = self.slice_timer = None
+        for watcher in watchers:
+            if watcher is not None:
+                watcher.stop()
+                watcher.close()
 
     def _wake_soon(self) -> None:
         if self.receiver is not None:

@@ -453,7 +453,7 @@ class _Exchange:
             if not upgrade.taken or isinstance(error, (SystemExit, KeyboardInterrupt)):
                 raise
             if not isinstance(error, (gevent.GreenletExit, ConnectionError)):
-                worker.log.exception("Error on the connection taken by %s", self._request.uri)
+                worker.log.exception("Error on the connection taken by %s", shorten(self._request.uri))
         finally:
             worker.handlers.discard(handler)
         if not upgrade.taken:

@@ -752,6 +752,45 @@ class TestBackpressure:
             wait_until(lambda: len(worked_off) == len(numbers))
             assert worked_off == numbers
 
+    def test_many_small_frames_let_others_have_their_turn(self) -> None:
+        """C1 row 7: with an extension that takes its time for each."""
+        decoded = []
+
+        class Slow:
+            name = "x-slow"
+            rsv = 0
+
+            def accept(self, parameters: Any) -> Any:
+                return {}, self
+
+            def decode(self, frame: Frame, limit: int | None) -> Frame:
+                began = time.monotonic()
+                while time.monotonic() < began + 0.001:
+                    pass
+                decoded.append(frame.payload)
+                return frame
+
+            def encode(self, frame: Frame) -> Frame:
+                return frame
+
+        app = WebSockets(ping_interval=None, extensions=[Slow()])
+
+        @app.route("/")
+        def echo(session: Any) -> None:
+            for message in session:
+                session.send(message)
+
+        with serving(app) as server, Peer(server, Sec_WebSocket_Extensions="x-slow") as flood, Peer(server) as honest:
+            for peer in (flood, honest):
+                assert peer.head().startswith("HTTP/1.1 101 ")
+            numbers = [b"%d" % number for number in range(1000)]
+            flood.send(b"".join(frame(BINARY, number) for number in numbers))
+            honest.send(frame(TEXT, b"hello"))
+            assert honest.frame() == (0x81, b"hello")
+            assert len(decoded) < 300
+            for number in numbers:
+                assert flood.frame() == (0x82, number)
+
     def test_a_message_that_trickles_in_is_1008(self) -> None:
         """A3 row 43."""
 

@@ -3,7 +3,7 @@ cimport cython
 from geventws.protocol.buffer cimport Buffer, Utf8Validator, copy_bytes, decode_text, unmask, unmasked_bytes
 
 
-cdef int MESSAGE_COST, FRAME_COST, MAX_HEADER
+cdef int MESSAGE_COST, FRAME_COST, FRAMES_AT_A_TIME, MAX_HEADER
 
 
 cdef class Reader:
@@ -26,6 +26,7 @@ cdef class Reader:
     cpdef bint within_message(self)
     cpdef pop(self)
     cpdef stop(self)
+    @cython.locals(frames=int)
     cpdef Py_ssize_t feed(self, bytearray data, Py_ssize_t position, Py_ssize_t end) except -1
     @cython.locals(held=Py_ssize_t, size=Py_ssize_t, head=bytearray)
     cdef Py_ssize_t _continue_header(self, bytearray data, Py_ssize_t position, Py_ssize_t end) except -1

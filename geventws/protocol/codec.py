@@ -24,6 +24,8 @@ __all__ = ["FrameRules", "Reader"]
 #: larger, for it is an object with a payload.
 MESSAGE_COST = 64
 FRAME_COST = 96
+#: Frames after which `feed` returns, so that its caller can look at the clock.
+FRAMES_AT_A_TIME = 64
 #: The longest header: two bytes, a length of 64 bits, a mask.
 MAX_HEADER = 14
 
@@ -121,14 +123,16 @@ class Reader:
     def feed(self, data: bytearray, position: int, end: int) -> int:
         """Parses ``data[position:end]``, which is changed; gives where it stopped.
 
-        That is ``end``, or earlier after a Close frame (nothing after it counts) or when the queue has reached its
-        limit: feed the rest when there is room. Raises ``ProtocolError``.
+        That is ``end``, or earlier after a Close frame (nothing after it counts), when the queue has reached its limit
+        (feed the rest when there is room), and after some dozens of frames. Raises ``ProtocolError``.
         """
+        frames = 0
         while position < end:
             if self.close_reason is not None:
                 return position
-            if self.read_limit and self.queued >= self.read_limit:
+            if frames == FRAMES_AT_A_TIME or (self.read_limit and self.queued >= self.read_limit):
                 return position
+            frames += 1
             if self.remaining >= 0:
                 position = self._read_payload(data, position, end)
             elif self.partial:
