@@ -32,5 +32,6 @@ cdef class Utf8Validator:
 
 cpdef unmask(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key)
 cpdef str decode_text(bytearray data, Py_ssize_t start, Py_ssize_t end)
+cpdef Py_ssize_t memory_of_text(str text) noexcept
 cpdef bytes copy_bytes(bytearray data, Py_ssize_t start, Py_ssize_t end)
 cpdef bytes unmasked_bytes(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from codecs import getincrementaldecoder
 from os import urandom
 
-__all__ = ["Buffer", "Utf8Validator", "copy_bytes", "decode_text", "unmask", "unmasked_bytes"]
+__all__ = ["Buffer", "Utf8Validator", "copy_bytes", "decode_text", "memory_of_text", "unmask", "unmasked_bytes"]
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -114,6 +114,11 @@ def unmask(data: bytearray, start: int, end: int, key: int) -> None:
 def decode_text(data: bytearray, start: int, end: int) -> str:
     """``data[start:end]`` as text; raises ``UnicodeDecodeError``."""
     return data[start:end].decode()
+
+
+def memory_of_text(text: str) -> int:
+    """The most bytes that ``text`` takes: Python stores all characters as it does the largest, beyond ASCII in four."""
+    return len(text) if text.isascii() else 4 * len(text)
 
 
 def copy_bytes(data: bytearray, start: int, end: int) -> bytes:

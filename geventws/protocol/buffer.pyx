@@ -16,6 +16,8 @@ cdef extern from "Python.h":
     Py_ssize_t PyBytes_GET_SIZE(object) noexcept
     char* PyByteArray_AS_STRING(object) noexcept
     const char* PyUnicode_AsUTF8AndSize(object, Py_ssize_t*) except NULL
+    int PyUnicode_IS_ASCII(object) noexcept
+    Py_ssize_t PyUnicode_GET_LENGTH(object) noexcept
 
 # An empty buffer gives memory beyond this back, so that an idle connection holds none of its last message.
 cdef enum:
@@ -336,6 +338,11 @@ cpdef bytes unmasked_bytes(bytearray data, Py_ssize_t start, Py_ssize_t end, uns
         <uint8_t*> PyBytes_AS_STRING(<PyObject*> taken), <uint8_t*> PyByteArray_AS_STRING(data) + start, end - start, key, 0
     )
     return taken
+
+
+cpdef Py_ssize_t memory_of_text(str text) noexcept:
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(text)
+    return length if PyUnicode_IS_ASCII(text) else 4 * length
 
 
 cpdef bytes copy_bytes(bytearray data, Py_ssize_t start, Py_ssize_t end):

@@ -1,6 +1,6 @@
 cimport cython
 
-from geventws.protocol.buffer cimport Buffer, Utf8Validator, copy_bytes, decode_text, unmask, unmasked_bytes
+from geventws.protocol.buffer cimport Buffer, Utf8Validator, copy_bytes, decode_text, memory_of_text, unmask, unmasked_bytes
 
 
 cdef int MESSAGE_COST, FRAME_COST, FRAMES_AT_A_TIME, MAX_HEADER

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 
 from geventws.errors import ProtocolError
 from geventws.frames import CloseReason, Frame, Opcode
-from geventws.protocol.buffer import Buffer, Utf8Validator, copy_bytes, decode_text, unmask, unmasked_bytes
+from geventws.protocol.buffer import (
+    Buffer,
+    Utf8Validator,
+    copy_bytes,
+    decode_text,
+    memory_of_text,
+    unmask,
+    unmasked_bytes,
+)
 
 if TYPE_CHECKING:
     from geventws.protocol.extensions import ExtensionSession
@@ -25,7 +33,7 @@ __all__ = ["FrameRules", "Reader"]
 MESSAGE_COST = 64
 FRAME_COST = 96
 #: Frames after which `feed` returns, so that its caller can look at the clock.
-FRAMES_AT_A_TIME = 64
+FRAMES_AT_A_TIME = 512
 #: The longest header: two bytes, a length of 64 bits, a mask.
 MAX_HEADER = 14
 
@@ -124,7 +132,7 @@ class Reader:
         """Parses ``data[position:end]``, which is changed; gives where it stopped.
 
         That is ``end``, or earlier after a Close frame (nothing after it counts), when the queue has reached its limit
-        (feed the rest when there is room), and after some dozens of frames. Raises ``ProtocolError``.
+        (feed the rest when there is room), and after some hundreds of frames. Raises ``ProtocolError``.
         """
         frames = 0
         while position < end:
@@ -390,10 +398,7 @@ class Reader:
     def _size(self, item: str | bytes | Frame) -> int:
         if isinstance(item, Frame):
             return FRAME_COST + len(item.payload)
-        if isinstance(item, str) and not item.isascii():
-            # Python takes up to four bytes for each character of a text, by the largest one in it.
-            return 4 * len(item)
-        return len(item)
+        return memory_of_text(item) if isinstance(item, str) else len(item)
 
 
 class FrameRules:
