@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from figures import report  # noqa: E402
+from machine import machine  # noqa: E402
 from processes import free_port  # noqa: E402
 
 #: Seconds between samples.
@@ -214,21 +214,6 @@ class Soak:
             if process.poll() is not None:
                 self.note("died", what=name, status=process.returncode)
                 raise SystemExit(f"{name} ended with status {process.returncode}: look into {self.out}")
-
-
-def machine() -> dict[str, Any]:
-    """What the figures hold for."""
-    import geventws
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "geventws": f"{geventws.__version__}, {geventws.build()}",
-    }
 
 
 def main() -> int:
