@@ -239,7 +239,7 @@ def _end(session: WebSocketServerSession) -> None:
     connection = session.connection
     if connection.raw:
         connection.end_output()
-        connection.wait_closed(connection.timeout)
+        connection.wait_closed(None)
     else:
         _close(session, CloseReason(CloseCode.NORMAL))
 
@@ -247,7 +247,7 @@ def _end(session: WebSocketServerSession) -> None:
 def _close(session: WebSocketServerSession, reason: CloseReason) -> None:
     connection = session.connection
     connection.start_close(reason)
-    connection.wait_closed(connection.timeout)
+    connection.wait_closed(None)
 
 
 def _fail(session: WebSocketServerSession, error: BaseException, name: str) -> None:

@@ -28,7 +28,8 @@ cdef class Connection:
     cdef bint gathering, resting, discarding, ended, in_hub
     cdef double turn_ends, message_timeout, message_since, paused_since
     cdef object drained, gone, fragmenting, message_entry, close_entry, stall_entry, slice_timer
-    cdef long long sent_before
+    cdef long long sent_before, sent_before_close, taken, ahead_of_ping
+    cdef long queued_before, queued_before_close
     cdef Py_ssize_t message_begun
     cdef object __weakref__
 
@@ -71,6 +72,10 @@ cdef class Connection:
     cpdef fail(self, error)
     cdef _send_close(self, bytes payload)
     cdef _limit_closing(self)
+    @cython.locals(transport=Transport, moving=cython.bint)
+    cpdef _close_due(self)
+    @cython.locals(before=cython.longlong)
+    cpdef bint drains(self) except -1
     cdef _stop_input(self)
     cdef _peer_closed(self)
     cdef _end_of_input(self)

@@ -128,7 +128,9 @@ class Connection:
         self.close_entry: Entry | None = None
         self.stall_entry: Entry | None = None
         self.slice_timer: Any = None
-        self.sent_before = 0
+        self.sent_before = self.sent_before_close = 0
+        self.queued_before = self.queued_before_close = 0
+        self.taken = self.ahead_of_ping = 0
 
     # -- Opening
     # -----------------------------------------------------------------------------------------------------------------
@@ -493,8 +495,19 @@ class Connection:
     def ping(self, payload: bytes) -> None:
         """Sends a ping without ever blocking, for the schedule's greenlet serves all sessions."""
         if self.state == OPEN and not self.close_sent:
+            self.taken = self.transport.sent - self.transport.queued()
+            self.ahead_of_ping = self.transport.sent + self.output.length()
             self.output.append_frame(0x89, payload, self.masking)
             self.flush()
+
+    def drains(self) -> bool:
+        """Whether the peer, since the last call or `ping`, has taken bytes that were to go before the ping.
+
+        One on a slow link gets to the ping late. That the ping itself is taken says nothing: the kernel does that.
+        """
+        before = self.taken
+        self.taken = self.transport.sent - self.transport.queued()
+        return before < self.ahead_of_ping and before < self.taken
 
     def begin_fragments(self) -> None:
         """Keeps other messages out until `end_fragments` (RFC 6455 5.4); blocks while another greenlet has the turn."""
@@ -601,7 +614,9 @@ class Connection:
     def _watch_stalled(self) -> None:
         """Looks again in ``timeout`` seconds: no watcher tells of a peer that takes nothing, or is lost meanwhile."""
         if self.stall_entry is None:
+            # On a slow link the kernel takes more only when much of its own buffer is gone: that counts as well.
             self.sent_before = self.transport.sent
+            self.queued_before = self.transport.queued()
             self.stall_entry = Schedule.of_hub(self.hub).after(self.timeout, self._stall_due)
 
     def _stall_due(self) -> None:
@@ -611,7 +626,7 @@ class Connection:
             return
         if self.paused and self.transport.error():
             self._finish()
-        elif writing and self.transport.sent == self.sent_before:
+        elif writing and self.transport.sent == self.sent_before and self.transport.queued() >= self.queued_before:
             if self.close_reason is None:
                 late = f"the peer took none of the bytes that wait for it for {self.timeout:g} s"
                 self.close_reason = CloseReason(CloseCode.ABNORMAL, late)
@@ -701,7 +716,19 @@ class Connection:
 
     def _limit_closing(self) -> None:
         if self.close_entry is None:
-            self.close_entry = Schedule.of_hub(self.hub).after(self.timeout, self._finish)
+            self.sent_before_close = self.transport.sent
+            self.queued_before_close = self.transport.queued()
+            self.close_entry = Schedule.of_hub(self.hub).after(self.timeout, self._close_due)
+
+    def _close_due(self) -> None:
+        """Ends a close that takes too long, but for one whose last messages are on their way over a slow link."""
+        self.close_entry = None
+        transport = self.transport
+        moving = transport.sent != self.sent_before_close or transport.queued() < self.queued_before_close
+        if self.output.length() and moving:
+            self._limit_closing()
+        else:
+            self._finish()
 
     def _stop_input(self) -> None:
         """Ends `receive`, and reads on for the peer's Close frame alone."""

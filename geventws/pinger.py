@@ -66,6 +66,9 @@ class Pinger:
             if now < self._sent_at + self.timeout:
                 self._wake_at(self._sent_at + self.timeout, now)
                 return
+            if self.any_input and connection.drains():
+                self._wake_at(now + self.timeout, now)
+                return
             connection.fail(ProtocolError(CloseCode.INTERNAL_ERROR, f"no pong came within {self.timeout:g} s"))
             connection.terminate()
             return

@@ -141,8 +141,7 @@ class WebSocketSession:
         self.accept_if_needed()
         connection = self.connection
         connection.start_close(close_reason)
-        if not connection.wait_closed(connection.timeout):
-            connection.terminate()
+        connection.wait_closed(None)
 
     def start_close(self, code: int = 1000, reason: str = "") -> None:
         """Closes as `close`, but never blocks.

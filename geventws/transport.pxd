@@ -12,6 +12,7 @@ cdef class Transport:
     cpdef bint send(self, Buffer source) except -1
     cpdef shut_down(self)
     cpdef error(self)
+    cpdef long queued(self)
     cpdef close(self)
 
 

@@ -6,7 +6,10 @@ transport.pyx is the compiled twin of this file, under the same tests.
 from __future__ import annotations
 
 import os
+from fcntl import ioctl
 from socket import SHUT_RDWR, SHUT_WR, SO_ERROR, SOL_SOCKET
+from sys import byteorder
+from termios import TIOCOUTQ
 from time import monotonic
 from typing import Any
 
@@ -98,6 +101,13 @@ class Transport:
     def error(self) -> int:
         """The pending error of the socket (SO_ERROR), which a paused watcher does not tell; 0 for none."""
         return self.socket.getsockopt(SOL_SOCKET, SO_ERROR)  # type: ignore[no-any-return]
+
+    def queued(self) -> int:
+        """Bytes in the kernel that the peer has not acknowledged; 0 where the system does not tell."""
+        try:
+            return int.from_bytes(ioctl(self.descriptor, TIOCOUTQ, bytes(4)), byteorder)
+        except (OSError, ValueError):
+            return 0
 
     def close(self) -> None:
         """Ends the connection and closes the socket; its watchers must be stopped before."""

@@ -28,6 +28,10 @@ cdef extern from "<sys/socket.h>" nogil:
     enum: SHUT_RDWR
     int shutdown(int, int)
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    enum: TIOCOUTQ
+    int ioctl(int, unsigned long, ...)
+
 cdef extern from "<time.h>" nogil:
     struct timespec:
         time_t tv_sec
@@ -127,6 +131,10 @@ cdef class Transport:
 
     cpdef error(self):
         return self.socket.getsockopt(SOL_SOCKET, SO_ERROR)
+
+    cpdef long queued(self):
+        cdef int count = 0
+        return count if ioctl(self.descriptor, TIOCOUTQ, &count) == 0 else 0
 
     cpdef close(self):
         if _has_children and not self.inherited():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,9 +57,11 @@ def served(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
             yield Served(running.address, lambda: running.lines("HTTP/1.1"), lambda: running.log().splitlines())
 
 
-def opened(served: Served, path: str) -> Peer:
+def opened(served: Served, path: str, receive_buffer: int | None = None) -> Peer:
     """A peer with a session."""
     peer = Peer(served.address)
+    if receive_buffer is not None:
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     peer.send(offer(path))
     assert b" 101 " in peer.until(b"\r\n\r\n")
     return peer
@@ -112,6 +116,17 @@ def test_a_peer_that_takes_nothing_is_one_line(served: Served) -> None:
     with opened(served, "/push"):
         assert line_of(served, "/push")[::3] == ["101", "1006"]
     assert len([line for line in served.errors() if "the peer took none of the bytes" in line]) == 1
+
+
+def test_a_peer_that_takes_little_is_kept(served: Served) -> None:
+    # So little in a second that the kernel sees no room worth telling of in its own buffer.
+    with opened(served, "/push?little", receive_buffer=4096) as peer:
+        taken = 0
+        for _ in range(35):
+            taken += len(peer.exactly(4096))
+            time.sleep(0.1)
+        assert taken == 35 * 4096
+        assert not any("/push?little" in line for line in served.accesses())
 
 
 def test_a_flood_of_violations_is_summed_up(served: Served) -> None:
