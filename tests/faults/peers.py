@@ -5,6 +5,7 @@ They run in the virtual environment of the interpreter that FAULT_PEERS_PYTHON n
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -42,7 +43,9 @@ def serve_websockets(port: int) -> None:
 
     async def run() -> None:
         async with serve(echo, "127.0.0.1", port, process_request=health, compression=None, backlog=2048) as server:
-            await server.serve_forever()
+            # As its documentation has it.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.close)
+            await server.wait_closed()
 
     asyncio.run(run())
 
@@ -68,7 +71,15 @@ def serve_flask_sock(port: int) -> None:
         while True:
             connection.send(connection.receive())
 
-    WSGIServer(("127.0.0.1", port), app, backlog=2048, log=None).serve_forever()
+    _serve(WSGIServer(("127.0.0.1", port), app, backlog=2048, log=None))
+
+
+def _serve(server: Any) -> None:
+    """Serves until SIGTERM, as gevent's documentation has it."""
+    import gevent
+
+    gevent.signal_handler(signal.SIGTERM, server.stop, 5)
+    server.serve_forever()
 
 
 def serve_gevent_websocket(port: int) -> None:
@@ -88,7 +99,7 @@ def serve_gevent_websocket(port: int) -> None:
             connection.send(message, binary=isinstance(message, (bytes, bytearray)))
         return []
 
-    WSGIServer(("127.0.0.1", port), echo, backlog=2048, log=None, handler_class=WebSocketHandler).serve_forever()
+    _serve(WSGIServer(("127.0.0.1", port), echo, backlog=2048, log=None, handler_class=WebSocketHandler))
 
 
 if __name__ == "__main__":
