@@ -48,6 +48,11 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     config.hook.pytest_deselected(items=dropped)
 
 
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Writes down that a test begins: one that takes too long ends the process, and says nothing more."""
+    _write({"test": nodeid, "outcome": "begun", "remark": "it did not end"})
+
+
 def pytest_runtest_logreport(report: Any) -> None:
     """Writes down how a test ended; what fails in its setup or its end counts too."""
     if report.when != "call" and report.outcome == "passed":
@@ -58,7 +63,10 @@ def pytest_runtest_logreport(report: Any) -> None:
     elif report.outcome == "failed":
         crash = getattr(report.longrepr, "reprcrash", None)
         remark = (crash.message if crash else str(report.longrepr)).partition("\n")[0]
-    line = {"test": report.nodeid, "outcome": report.outcome, "remark": remark, "seconds": report.duration}
+    _write({"test": report.nodeid, "outcome": report.outcome, "remark": remark, "seconds": report.duration})
+
+
+def _write(line: dict[str, Any]) -> None:
     with open(os.environ[OUTCOMES], "a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -130,9 +138,13 @@ def table(folder: Path, servers: Sequence[str]) -> str:
             value = entry["value"]
             shown = f"{value:.3g}" if isinstance(value, float) else str(value)
             figures.setdefault(name_of(entry["test"]), []).append(f"{entry['name']}: {shown} {entry['unit']}".strip())
-        for entry in read(folder / f"{server}.outcomes"):
+        outcomes = read(folder / f"{server}.outcomes")
+        ended = {entry["test"] for entry in outcomes if entry["outcome"] != "begun"}
+        for entry in outcomes:
             name = name_of(entry["test"])
             row = cells.setdefault(name, {})
+            if entry["outcome"] == "begun" and entry["test"] in ended:
+                continue
             if entry["outcome"] == "skipped":
                 row[server] = "cannot"
                 continue
