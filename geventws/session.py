@@ -133,8 +133,8 @@ class WebSocketSession:
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Closes with a Close frame, and blocks until the peer has answered it, at most ``timeout`` seconds.
 
-        Longer only while the peer still takes what was sent before (RFC 6455 7.1.2). Does nothing on a session that is closed. Raises ``ValueError`` or ``TypeError`` for a code or
-        a reason that may not be sent.
+        Longer only while the peer still takes what was sent before (RFC 6455 7.1.2). Does nothing on a session that is
+        closed. Raises ``ValueError`` or ``TypeError`` for a code or a reason that may not be sent.
         """
         close_reason = CloseReason(code, reason)
         close_reason.to_payload()
