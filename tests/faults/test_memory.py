@@ -79,8 +79,11 @@ def check(
 
 
 def test_a1_01_inflate_bomb(server: Server, figure: Figure) -> None:
-    """A megabyte of deflated zeros, a thousand out: 1009, in less than two messages' memory."""
-    bomb = frame(BINARY, deflated_zeros(990), rsv=RSV1)
+    """Nine tenths of a mebibyte of deflated zeros, 0.9 GiB out: 1009, in less than two messages' memory.
+
+    The frame itself and what is inflated of it, up to the limit, are nearly that.
+    """
+    bomb = frame(BINARY, deflated_zeros(900), rsv=RSV1)
     took: list[float] = []
 
     def act() -> None:
