@@ -165,7 +165,8 @@ class Acceptor:
             self.full = self._is_full
 
     def _is_full(self) -> bool:
-        if not self.pool.full():
+        if not self.pool.full() or os.getpid() != self._process:
+            # A fork of the server's process learns in `do_read` that it must not accept.
             return False
         listener = _poll()
         listener.register(self.socket.fileno(), POLLIN)
@@ -185,6 +186,9 @@ class Acceptor:
 
     def _retry(self) -> None:
         self._forget_timer()
+        if self.pool is not None:
+            # gevent links it anew each time that it finds the pool full.
+            self.pool._semaphore.unlink(self._start_accepting_if_started)
         self._start_accepting_if_started()
 
     def _forget_timer(self) -> None:
@@ -231,8 +235,9 @@ class Acceptor:
             with suppress(OSError):
                 client = RawSocket(fileno=self.socket._accept()[0])
                 client.setblocking(False)
-                with suppress(OSError):
-                    client.send(_NO_ROOM)
+                if not self.ssl_enabled:
+                    with suppress(OSError):
+                        client.send(_NO_ROOM)
                 client.close()
         self._open_spare()
         if self._spare is None:

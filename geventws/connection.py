@@ -778,7 +778,7 @@ class Connection:
         elif self.reader.close_reason is not None and not self.client:
             # The server closes first (RFC 6455 7.1.1).
             self._finish()
-        elif self.discarding:
+        elif self.discarding and not self.transport.inherited():
             # After a violation the peer may still be sending: FIN, and read on to its own, for a reset would take our
             # Close frame along.
             self.transport.shut_down()

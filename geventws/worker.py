@@ -61,8 +61,10 @@ FLUSH_SECONDS = 0.1
 #: Seconds in which a master that stops has closed its listeners, which it does before it signals its workers; not where
 #: something else signals all of them together.
 MASTER_CLOSES = 0.1
-#: gunicorn's default for ``limit_request_field_size``. Whoever raises it may have a longer head in proportion.
+#: gunicorn's defaults of ``limit_request_field_size`` and ``limit_request_fields``. Whoever raises them has a longer
+#: head in proportion, whoever sets one to 0 has none.
 USUAL_FIELD_SIZE = 8190
+USUAL_FIELDS = 100
 #: Seconds behind ``timeout`` when a hang that no signal handler of Python's gets through is logged; gunicorn kills the
 #: worker at the earliest one second behind.
 HANG_MARGIN = 0.9
@@ -76,11 +78,14 @@ StartResponse = Callable[..., Callable[[bytes], object]]
 class Worker(GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, for WebSockets and plain HTTP. Every setting works as with ``-k gevent``.
 
+    Beside the limits of its lines, a whole head has one of 64 KiB, in proportion more where those are raised.
+
     What gunicorn has no setting for are attributes: a class in ``gunicorn.conf.py`` sets them,
     ``class worker_class(geventws.Worker): handshake_timeout = 5``.
     """
 
-    #: Seconds from the accept to the end of the first request's head, the TLS handshake included; None: no limit.
+    #: Seconds from the accept to the end of the first request's head, the TLS handshake included; None: no limit but
+    #: ``keepalive``.
     handshake_timeout: float | None = 10.0
     #: WebSockets of the worker at a time; further handshakes get a 503. None: nine tenths of ``worker_connections``, so
     #: that pages and health checks are served even then.
@@ -148,7 +153,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         # What handlers raise belongs into the error log, where the application has not said otherwise.
         logger = logging.getLogger("geventws")
         if not logger.hasHandlers():
-            for handler in self.log.error_log.handlers:
+            for handler in self._log_handlers():
                 logger.addHandler(handler)
         self._application = flatten(self.wsgi)
         self.wsgi = self._call
@@ -182,8 +187,19 @@ class Worker(GeventWorker):  # type: ignore[misc]
             # A thread of its own, for a hang within C code; other ones are logged by `handle_abort`.
             faulthandler.dump_traceback_later(self.cfg.timeout + HANG_MARGIN, file=self._log_file())
 
+    def handle_usr1(self, sig: int, frame: Any) -> None:
+        """SIGUSR1: opens the log's files anew."""
+        # Armed again by the next `notify`: its file may be another one then.
+        faulthandler.cancel_dump_traceback_later()
+        super().handle_usr1(sig, frame)
+
+    def _log_handlers(self) -> list[logging.Handler]:
+        # A `logger_class` may be of any kind.
+        error_log = getattr(self.log, "error_log", None)
+        return error_log.handlers if isinstance(error_log, logging.Logger) else []
+
     def _log_file(self) -> Any:
-        for handler in self.log.error_log.handlers:
+        for handler in self._log_handlers():
             stream: Any = getattr(handler, "stream", None)
             with suppress(AttributeError, OSError, ValueError):
                 stream.fileno()
@@ -323,14 +339,22 @@ class Worker(GeventWorker):  # type: ignore[misc]
         finally:
             # The descriptor may be another one's already, so this must not give way to anybody.
             self.waiting.leave(waiting)
+            if client is not None:
+                # Where it waited for a further request.
+                self.waiting.leave(client.waiting)
             if greenlet in self._deadlines:
                 self._deadlines.pop(greenlet).close()
             if client is not None:
                 util.close(client)
 
     def _head_limit(self) -> float:
-        field_size: int = self.cfg.limit_request_field_size
-        return MAX_HEAD * max(1.0, field_size / USUAL_FIELD_SIZE) if field_size else inf
+        cfg = self.cfg
+        # 0 lifts a limit.
+        if not (cfg.limit_request_line and cfg.limit_request_fields and cfg.limit_request_field_size):
+            return inf
+        larger: float = max(1.0, cfg.limit_request_field_size / USUAL_FIELD_SIZE)
+        more: float = max(1.0, cfg.limit_request_fields / USUAL_FIELDS)
+        return MAX_HEAD * larger * more
 
     def timeout_ctx(self) -> AbstractContextManager[Any]:
         """What bounds the wait for a request: ``keepalive`` for all but the first, which has its own deadline."""
@@ -360,15 +384,36 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 exchange.upgrade.expire()
                 del self._exchanges[sock]
         # What follows an offer is a WebSocket, or was meant to be one: never another request.
-        if exchange is not None or self.draining:
+        if exchange is not None or self.draining or not self._pass_over_body(req):
             raise StopIteration
         sock.waiting = self.waiting.enter(sock.fileno(), addr)
         sock.receipts = sock.received = 0
 
+    def _pass_over_body(self, req: Any) -> bool:
+        """Reads what the application left of a request's body; tells whether another request may follow.
+
+        gunicorn would do so while it waits for that one, and the rest be taken for a part of its head.
+        """
+        if getattr(req.body, "failed", False):
+            return False
+        with self.timeout_ctx():
+            while req.body.read(INPUT_SIZE):
+                pass
+            return True
+        return False
+
     def handle_http2(self, listener: Any, client: Any, *arguments: Any, **keywords: Any) -> None:
         """Serves an HTTP/2 connection, on which there are no upgrades (RFC 9113 8.6)."""
-        self._head_is_here(client)
+        client.receipts = client.received = -sys.maxsize
         super().handle_http2(listener, client, *arguments, **keywords)
+
+    def handle_http2_request(self, listener_name: Any, req: Any, sock: Any, addr: Any, h2_conn: Any) -> None:
+        """Serves one request of an HTTP/2 connection, which waits for the next one then."""
+        self._head_is_here(sock)
+        try:
+            super().handle_http2_request(listener_name, req, sock, addr, h2_conn)
+        finally:
+            sock.waiting = self.waiting.enter(sock.fileno(), addr)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Logs what ended a connection, and answers it where it is the client's fault."""

@@ -9,7 +9,7 @@ from typing import Any
 import gevent
 import pytest
 
-from geventws import ConnectionClosed, WebSockets
+from geventws import ConnectionClosed, Frame, WebSockets
 from tests.peer import PATIENCE, Peer, serving, wait_until
 from tests.wire import TEXT, close_frame, frame
 
@@ -106,6 +106,23 @@ def next_message(peer: Peer) -> bytes:
         pass
     assert received[0] == 0x81
     return received[1]
+
+
+def test_a_child_that_leaves_a_raw_handler_ends_nothing() -> None:
+    app = WebSockets()
+
+    @app.route("/", raw=True)
+    def handler(session: Any) -> None:
+        session.receive()
+        # As call_handler does when the handler returns.
+        assert ended_well(forked(session.connection.end_output))
+        session.send(Frame.text("from the parent"))
+
+    with serving(app) as server, Peer(server) as peer:
+        peer.accepted()
+        peer.send(frame(TEXT, b"go"))
+        assert peer.frame() == (0x81, b"from the parent")
+        peer.ended()
 
 
 def test_a_child_that_uses_a_session_is_told_that_it_is_closed() -> None:

@@ -388,6 +388,43 @@ def test_those_that_wait_for_no_request_make_room(tmp_path: Path) -> None:
         assert "Traceback" not in running.log()
 
 
+def test_who_has_left_makes_no_room(tmp_path: Path) -> None:
+    with gunicorn(tmp_path, "--worker-connections=10", "--keep-alive=75") as running:
+        for _ in range(30):
+            with Peer(running.address) as kept:
+                assert kept.ask(request("/")) == 200
+        # Their descriptors belong to these now.
+        sessions = [Peer(running.address).open() for _ in range(9)]
+        with Peer(running.address) as busy, Peer(running.address) as late:
+            busy.send(request("/forever"))
+            eventually(lambda: running.notes() == ["begun"], "the request")
+            late.send(request("/"))
+            for peer in sessions:
+                assert peer.echoes(b"hello")
+            sessions.pop().socket.close()
+            assert late.status() == 200
+        for peer in sessions:
+            assert peer.echoes(b"hello")
+            peer.socket.close()
+        assert not running.lines("to make room")
+
+
+@pytest.mark.parametrize("size", [100_000, 2_000_000])
+def test_a_body_that_nobody_read_is_no_head(running: Gunicorn, size: int) -> None:
+    with Peer(running.address) as peer:
+        peer.send(request("/", f"Content-Length: {size}", method="POST") + b"x" * size)
+        assert peer.status() == 200
+        assert peer.ask(request("/")) == 200
+
+
+def test_limits_that_are_lifted(tmp_path: Path) -> None:
+    with gunicorn(tmp_path, "--limit-request-line=0", "--limit-request-fields=1000") as running:
+        with Peer(running.address) as peer:
+            assert peer.ask(request("/?" + "x" * 120_000)) == 200
+        with Peer(running.address) as peer:
+            assert peer.ask(request("/", *[f"X-{number}: {'a' * 200}" for number in range(500)])) == 200
+
+
 def test_limits(tmp_path: Path) -> None:
     limits = ["--limit-request-line=100", "--limit-request-fields=20", "--limit-request-field_size=200"]
     with gunicorn(tmp_path, *limits) as running:

@@ -17,6 +17,7 @@ from typing import Any
 import gevent
 import pytest
 
+from geventws.accepting import Acceptor
 from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
 from geventws.peer_log import PeerLog, escape
 from geventws.server import WSGIServer, _make_context
@@ -708,6 +709,20 @@ def test_stop_within_its_own_thread() -> None:
         started.append(server.server)
         assert get(server.address, "/") == "stopping"
         eventually(lambda: server.server.closed, "the stop")
+
+
+def test_a_full_pool_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    retry = Acceptor._retry
+    monkeypatch.setattr("geventws.accepting.RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(Acceptor, "_retry", lambda server: looks.append(None) or retry(server))
+    with standalone(spawn=1) as server, Peer(server.address) as session, Peer(server.address) as late:
+        session.open()
+        late.send(request("/"))
+        eventually(lambda: len(looks) > 50, "many looks")
+        assert server.server.pool._semaphore.linkcount() < 5
+        session.socket.close()
+        assert late.status() == 200
 
 
 def test_a_pool_bounds_the_connections() -> None:
