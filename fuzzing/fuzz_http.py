@@ -44,11 +44,13 @@ def limits(flags: int, wire: bytes) -> dict[str, int]:
     if not flags & 4:
         return USUAL if flags & 1 else SMALL
     lines = wire.split(b"\r\n")
-    return {
+    just = {
         "MAX_FIELDS": len(lines) - 2 + (flags >> 3 & 1),
         "MAX_LINE": max(map(len, lines)) - 1 + (flags >> 4 & 3),
         "MAX_HEAD": len(wire) - 2 + (flags >> 6 & 3),
     }
+    # Below 0 even the empty lines before a request are over a limit, or not, by how they are cut.
+    return {name: max(0, value) for name, value in just.items()}
 
 
 class Outcome(NamedTuple):
