@@ -534,6 +534,40 @@ class TestRFC7692Section722:
         for stop in range(1, len(payload)):
             assert error(session(), frames(payload[:stop])) == 1007
 
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            # Blocks of dynamic codes, the last ones of a stream, cut short so that what a receiver adds reads as more
+            # codes and as their end: zlib makes of it four bytes that nobody sent.
+            "0dcf09b645200000d086af81883449a854f6bfc3ff3670cfb94fab20d45bdd535a3b74c3ddf7cc615a71a8d8cf1041218c2f851c2ff7df"
+            "11c59785007b79064e46466c2d5e",
+            "05c1d10a82301400d0cab4ba0f052315575774774d5047385638636494fbff4fea9caa04091bf9f0377b192ceed484be3be712a22c4971"
+            "844061cb35d4fd408d",
+            # Blocks of fixed codes: what is added reads as a match and a literal.
+            "f348cdc9c9757575757561785f7775",
+            "f348cdffffffff",
+        ],
+        ids=lambda payload: f"{payload[:12]}-{len(payload) // 2}",
+    )
+    def test_what_ends_within_a_block_is_1007(self, payload: str) -> None:
+        """What is added to a message's end makes nothing of one that stops halfway."""
+        data = bytes.fromhex(payload)
+        added = zlib.decompressobj(-15)
+        added.decompress(data)
+        assert added.decompress(TAIL) != b""
+        for cuts in ([], [1, 2, 5], range(1, len(data)), [len(data)]):
+            assert error(session(), frames(data, cuts)) == 1007
+            assert error(session(), frames(data, cuts), None) == 1007
+
+    def test_the_empty_block_at_the_end_may_be_the_last_of_its_stream(self) -> None:
+        """7.2.1 asks for an empty block without compression, and leaves BFINAL to the sender."""
+        compressor = zlib.compressobj(wbits=-15)
+        payload = compressor.compress(b"Hello") + compressor.flush(zlib.Z_SYNC_FLUSH) + b"\x01"
+        peer = session()
+        for cuts in ([], [len(payload) - 1], range(1, len(payload))):
+            assert receive(peer, frames(payload, cuts)) == b"Hello"
+            assert receive(peer, frames(deflated(b"Hello"), cuts)) == b"Hello"
+
     @given(st.binary(max_size=200), CUTS, st.one_of(st.none(), st.integers(0, 300)))
     def test_nothing_but_a_protocol_error_leaves(self, payload: bytes, cuts: list[int], limit: int | None) -> None:
         peer = session()

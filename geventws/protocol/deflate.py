@@ -3,7 +3,7 @@
 Outgoing messages go through one compressor a session, which costs most of the memory: 2 ** (window bits + 2) and
 2 ** (memory level + 9) bytes. Incoming ones get a fresh decompressor each, which starts from the last bytes that the
 message before inflated to: a session that waits keeps no more than these, and a message that stops halfway is noticed,
-for it can be fed a final block behind its end. A decompressor is made in about a microsecond.
+for its end can be fed a final block, which must come out as nothing. A decompressor is made in about a microsecond.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ _RSV1 = 4
 
 # What a sender cuts off the end of a message (RFC 7692 7.2.1).
 _TAIL = b"\x00\x00\xff\xff"
-# What a message is fed at its end: that, and an empty block which is marked as the last one.
-_END = _TAIL + b"\x01\x00\x00\xff\xff"
+# An empty block which is marked as the last one.
+_FINAL = b"\x01\x00\x00\xff\xff"
+# What a message is fed at its end.
+_END = _TAIL + _FINAL
 # An empty message, and the last fragment of a message when nothing is left to say (RFC 7692 7.2.3.6).
 _EMPTY = b"\x00"
 
@@ -229,14 +231,8 @@ class _DeflateSession:
         chunks: list[bytes] = []
         size = 0
         streams = 0
-        # Without any data there is nothing to finish: zlib's sync flush gives none for an empty message behind another,
-        # and some peers send just that.
-        length = len(payload) if payload or self._inflater is None else 1
-        for start in range(0, length, _INPUT_SIZE):
+        for start in range(0, len(payload), _INPUT_SIZE):
             data = payload[start : start + _INPUT_SIZE]
-            last = fin and start + _INPUT_SIZE >= length
-            if last:
-                data += _END
             while True:
                 inflater = self._inflater
                 if inflater is None:
@@ -256,8 +252,7 @@ class _DeflateSession:
                 if inflater.eof:
                     self._inflater = None
                     data = inflater.unused_data
-                    # A peer that ends its streams should add an empty block behind, but not all do.
-                    if not data or (last and len(data) == len(_END)):
+                    if not data:
                         break
                     streams += 1
                     if streams > _MAX_STREAMS:
@@ -270,8 +265,13 @@ class _DeflateSession:
                 else:
                     break
         if fin:
-            if self._inflater is not None:
-                raise ProtocolError(CloseCode.INVALID_PAYLOAD, "a message ends within its DEFLATE data")
+            inflater = self._inflater
+            # Without one there is nothing to finish: zlib's sync flush gives no data for an empty message behind
+            # another, and some peers send just that; and one that ends its streams should add an empty block behind,
+            # but not all do.
+            if inflater is not None:
+                self._inflater = None
+                _finish(inflater)
             if self._client_no_context_takeover:
                 self._window = b""
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -318,6 +318,21 @@ class _DeflateSession:
         flushed = deflater.flush(zlib.Z_SYNC_FLUSH)
         self._deflater = deflater
         return data + (flushed[: -len(_TAIL)] if fin else flushed)
+
+
+def _finish(inflater: zlib._Decompress) -> None:
+    """Sees that a message's data end where a block does.
+
+    Within a block, what is fed here may be read as codes of that block, so that bytes come out which nobody sent, and
+    even as its end. Behind one nothing comes out, and what is left over is all of the last block, where the sender
+    marked the one whose tail it cut off as the last, or none of it.
+    """
+    try:
+        made_up = inflater.decompress(_END, 1)
+    except zlib.error:
+        made_up = _END
+    if made_up or not inflater.eof or inflater.unused_data not in (b"", _FINAL):
+        raise ProtocolError(CloseCode.INVALID_PAYLOAD, "a message ends within its DEFLATE data")
 
 
 def _too_big(limit: int) -> ProtocolError:
