@@ -9,13 +9,14 @@ SETUP := pyproject.toml setup.py
 # What is compiled, by setup.py's own list, and the declarations it is compiled with.
 CORE := $(wildcard $(shell grep -o 'geventws/[a-z_/]*\.pyx\{0,1\}' setup.py 2>/dev/null)) $(shell find geventws -name '*.pxd')
 
-.PHONY: help serve test build lint bench autobahn clean
+.PHONY: help serve test build lint bench faults autobahn clean
 help:
 	@echo "make serve     run the chat example at http://$(BIND)"
 	@echo "make test      run the tests"
 	@echo "make build     compile the core in place"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the benchmarks"
+	@echo "make faults    faults and abuse against running servers"
 	@echo "make autobahn  the Autobahn testsuite (needs a Python 2.7)"
 	@echo "make clean     remove what was built, and $(VENV)"
 
@@ -36,6 +37,9 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/all.stamp
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+faults: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m faults tests/faults $(ARGS)
 
 autobahn: $(VENV)/all.stamp
 	$(BIN)/python tests/autobahn/run.py --cache $(VENV)/autobahn $(ARGS)
