@@ -1,6 +1,7 @@
 """Builds the compiled core where Cython and a C compiler are at hand; without them the same code runs uncompiled."""
 
 import os
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -8,6 +9,7 @@ SOURCES = {
     "geventws.protocol.buffer": "geventws/protocol/buffer.pyx",
     "geventws.protocol.codec": "geventws/protocol/codec.py",
     "geventws.transport": "geventws/transport.pyx",
+    "geventws.switching": "geventws/switching.pyx",
     "geventws.connection": "geventws/connection.py",
     "geventws.session": "geventws/session.py",
 }
@@ -18,10 +20,13 @@ def extensions() -> list[Extension]:
     if os.environ.get("GEVENTWS_PURE", "0") not in ("", "0"):
         return []
     try:
+        import greenlet
         from Cython.Build import cythonize
     except ImportError:
         return []
-    modules = [Extension(name, [source], extra_compile_args=["-O3"]) for name, source in SOURCES.items()]
+    # greenlet brings the header of its C API in its package.
+    headers = [str(Path(greenlet.__file__).parent)]
+    modules = [Extension(name, [source], include_dirs=headers, extra_compile_args=["-O3"]) for name, source in SOURCES.items()]
     directives = {
         "language_level": 3,
         "boundscheck": False,

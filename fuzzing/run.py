@@ -169,9 +169,9 @@ def prove(findings: Path) -> None:
     )
     if planted.returncode == 0 or "AssertionError" not in planted.stdout + planted.stderr:
         sys.exit(f"a planted difference was not found:\n{planted.stdout[-2000:]}{planted.stderr[-2000:]}")
-    # Instructions of the compiled build itself write behind the end of a block, or add beyond 64 bits.
+    # Instructions of the compiled build itself read behind the end of a block, or add beyond 64 bits.
     for fault, place in (("heap-buffer-overflow", "0, 200"), ("overflow", "-(2**63), 2**63 - 1")):
-        code = f"from fuzzing.builds import load; load()[0].buffer.unmask(bytearray(100), {place}, 1)"
+        code = f"from fuzzing.builds import load; load()[0].buffer.unmasked_bytes(bytearray(100), {place}, 1)"
         planted = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
         if planted.returncode == 0 or fault not in planted.stderr:
             sys.exit(f"the sanitizers did not tell of a planted {fault}:\n{planted.stderr[-2000:]}")

@@ -21,6 +21,7 @@ VERSION = "0.1.0"
 COMPILED_MODULES = (
     "geventws.protocol.buffer",
     "geventws.protocol.codec",
+    "geventws.switching",
     "geventws.transport",
     "geventws.connection",
     "geventws.session",

@@ -2,6 +2,7 @@ cimport cython
 
 from geventws.protocol.buffer cimport Buffer
 from geventws.protocol.codec cimport Reader
+from geventws.switching cimport current, switch
 from geventws.transport cimport Transport, monotonic
 
 
@@ -21,7 +22,7 @@ cdef class Connection:
     cdef readonly Reader reader
     cdef readonly Transport transport
     cdef readonly tuple encoders
-    cdef readonly object hub, switch_to_hub, read_watcher, write_watcher, receiver
+    cdef readonly object hub, read_watcher, write_watcher, receiver
     cdef readonly bint input_over
     cdef bytearray shared
     cdef bytes held
@@ -35,6 +36,7 @@ cdef class Connection:
 
     @cython.locals(reader=Reader)
     cpdef receive(self)
+    cdef _wait_for_hub(self)
     cdef _look_at_clock(self)
     cpdef receive_within(self, timeout)
     cdef _run_for_hub(self, int task)

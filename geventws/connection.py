@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import GreenletExit, Timeout, get_hub
 from gevent.event import Event
-from greenlet import getcurrent
 
 from geventws.errors import ConnectionClosed, ProtocolError, UsageError
 from geventws.frames import CloseCode, CloseReason, Frame
@@ -30,6 +29,7 @@ from geventws.protocol.buffer import Buffer
 from geventws.protocol.codec import Reader
 from geventws.schedule import Entry, Schedule
 from geventws.settings import Settings
+from geventws.switching import current, switch
 from geventws.transport import Transport, monotonic
 
 if TYPE_CHECKING:
@@ -100,7 +100,6 @@ class Connection:
         #: Whether anything moved since a pinger looked last.
         self.alive = True
         self.hub: Any = None
-        self.switch_to_hub: Any = None
         self.shared: bytearray = None  # type: ignore[assignment]
         self.receiver: Any = None
         self.gathering = False
@@ -151,9 +150,7 @@ class Connection:
         shared = self.hub.__dict__.get("geventws_input")
         if shared is None:
             shared = self.hub.geventws_input = bytearray(INPUT_SIZE)
-            self.hub.geventws_switch = self.hub.switch
         self.shared = shared
-        self.switch_to_hub = self.hub.geventws_switch
         self.reader = Reader(
             self.output,
             self.client,
@@ -210,15 +207,23 @@ class Connection:
                 raise UsageError("another greenlet waits in receive() already: one session has one receiver at a time")
             if not self.gathering:
                 self.flush()
-            self.receiver = getcurrent()
-            try:
-                self.switch_to_hub()
-            finally:
-                self.receiver = None
+            self._wait_for_hub()
         message = reader.pop()
         if self.paused and reader.queued <= reader.read_limit // 2:
             self._resume()
         return message
+
+    def _wait_for_hub(self) -> None:
+        """Lets the hub go on, until it switches back to this greenlet as `receiver`."""
+        receiver = current()
+        if receiver is self.hub:
+            # It raises: the hub can't wait for itself.
+            self.hub.switch_out()
+        self.receiver = receiver
+        try:
+            switch(self.hub)
+        finally:
+            self.receiver = None
 
     def _look_at_clock(self) -> None:
         """Ends the turn of a greenlet that works off many messages, when it is over."""
@@ -226,17 +231,15 @@ class Connection:
             return
         self.gathering = False
         self.flush()
-        self.receiver = getcurrent()
         self.resting = True
         # Not by run_callback: the hub looks at its sockets only after fifty of these.
         timer = self.hub.loop.timer(0.0)
         timer.start(self._rested)
         try:
-            self.switch_to_hub()
+            self._wait_for_hub()
         finally:
             timer.stop()
             timer.close()
-            self.receiver = None
             self.resting = False
 
     def receive_within(self, timeout: float) -> str | bytes | Frame:
@@ -362,7 +365,7 @@ class Connection:
         if waited_for and self.in_hub and (self.reader.waiting or self.input_over):
             self.gathering = True
             self.turn_ends = monotonic() + TURN_SECONDS
-            self.receiver.switch()
+            switch(self.receiver)
             self.gathering = False
         if self.output.length():
             self.flush()
@@ -512,7 +515,7 @@ class Connection:
     def begin_fragments(self) -> None:
         """Keeps other messages out until `end_fragments` (RFC 6455 5.4); blocks while another greenlet has the turn."""
         self._wait_turn()
-        self.fragmenting = (getcurrent(), Event())
+        self.fragmenting = (current(), Event())
 
     def end_fragments(self) -> None:
         """Lets other messages go out again."""
@@ -520,9 +523,9 @@ class Connection:
         fragmenting[1].set()
 
     def _wait_turn(self) -> None:
-        current = getcurrent()
+        greenlet = current()
         while self.fragmenting is not None:
-            if self.fragmenting[0] is current:
+            if self.fragmenting[0] is greenlet:
                 raise UsageError(
                     "a message is sent on this session by the iterable that yields another one's fragments"
                 )
@@ -858,7 +861,7 @@ class Connection:
 
     def _wake(self) -> None:
         if self.receiver is not None and self.input_over:
-            self.receiver.switch()
+            switch(self.receiver)
 
 
 def _log_fault() -> Callable[[], None]:

@@ -7,6 +7,13 @@ from geventws.transport cimport monotonic
 cdef int CONNECTING, OPEN
 
 
+cdef class WebSocketSession
+
+
+cdef class Messages:
+    cdef WebSocketSession session
+
+
 cdef class WebSocketSession:
     cdef readonly Connection connection
     cdef readonly object call

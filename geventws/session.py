@@ -50,6 +50,28 @@ class Call(Protocol):
         ...
 
 
+class Messages:
+    """What a session yields: messages, of a raw one frames, until it ends.
+
+    An object of its own, for a loop gets to it without a look-up; the session may be of a class that users make.
+    """
+
+    def __init__(self, session: WebSocketSession) -> None:
+        self.session = session
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        connection = self.session.connection
+        if connection.state == CONNECTING:
+            self.session.accept_if_needed()
+        try:
+            return connection.receive()
+        except ConnectionClosed:
+            raise StopIteration from None
+
+
 class WebSocketSession:
     """A raw session: every frame goes through the handler, and nothing is answered by itself.
 
@@ -167,14 +189,11 @@ class WebSocketSession:
         return self.connection.wait_closed(timeout)
 
     def __iter__(self) -> Iterator[Any]:
-        return self
+        return Messages(self)
 
     def __next__(self) -> Any:
-        connection = self.connection
-        if connection.state == CONNECTING:
-            self.accept_if_needed()
         try:
-            return connection.receive()
+            return self.receive()
         except ConnectionClosed:
             raise StopIteration from None
 

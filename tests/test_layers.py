@@ -33,6 +33,7 @@ ROOMS = [
     "upgrade",
     # One socket.
     "schedule",
+    "switching",
     "transport",
     "tls",
     "connection",

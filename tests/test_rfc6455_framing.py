@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from geventws.errors import ProtocolError
 from geventws.frames import CloseReason, Frame, Opcode
 from geventws.protocol import buffer as buffer_module
-from geventws.protocol.buffer import Buffer, unmask, unmasked_bytes
+from geventws.protocol.buffer import Buffer, unmasked_bytes, unmasked_text
 from geventws.protocol.codec import FrameRules, Reader
 from tests.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame, server_frames, splits
 
@@ -262,21 +262,42 @@ class TestSection53Unmasking:
                     buffer.append_unmasked(data, start, start + length, MASK, start + begin)
                     assert buffer.take_bytes() == DATA[: start % 7] + plain[:length]
 
-    @pytest.mark.parametrize("in_place", [True, False], ids=["unmask", "unmasked_bytes"])
-    def test_whole_payloads_against_the_plain_loop(self, in_place: bool) -> None:
-        """A2 row 28: the two ways that a payload takes which came in one piece."""
+    def test_whole_payloads_against_the_plain_loop(self) -> None:
+        """A2 row 28: the way that a payload takes which came in one piece."""
         plain = [PLAIN[-start % 4][start:] for start in range(64)]
+        data = bytearray(DATA)
         for start in range(64):
             for length in (*range(300), 1000, 4095, 4096):
-                data = bytearray(DATA)
-                if in_place:
-                    unmask(data, start, start + length, MASK)
-                    taken = bytes(data[start : start + length])
-                    data[start : start + length] = DATA[start : start + length]
-                else:
-                    taken = unmasked_bytes(data, start, start + length, MASK)
-                assert taken == plain[start][:length]
-                assert data == DATA, "bytes beside it are changed"
+                assert unmasked_bytes(data, start, start + length, MASK) == plain[start][:length]
+        assert data == DATA
+
+    def test_whole_texts_against_the_plain_loop(self) -> None:
+        """The same of text, with a character beyond ASCII at every place of it, and none."""
+        for length in (*range(2, 150), 1000, 4096):
+            ascii_text = bytes(i * 7 % 128 for i in range(length))
+            for place in (None, *range(min(length - 1, 140)), length - 2):
+                text = ascii_text
+                if place is not None:
+                    text = text[:place] + "é".encode() + text[place + 2 :]
+                start = length % 64
+                data = bytearray(start) + bytearray(
+                    byte ^ MASK.to_bytes(4, "big")[i % 4] for i, byte in enumerate(text)
+                )
+                assert unmasked_text(data, start, start + length, MASK) == text.decode()
+                broken = bytearray(data)
+                broken[start + (place or 0)] ^= 0x80
+                with pytest.raises(UnicodeDecodeError):
+                    unmasked_text(broken, start, start + length, MASK)
+
+    @pytest.mark.parametrize("cut", range(1, 6))
+    def test_fragments_of_ascii_around_others(self, cut: int) -> None:
+        """Fragments that are all ASCII aren't looked at, but for where one ends within a character."""
+        text = "ab\u20accd".encode()
+        pieces = [text[:cut], text[cut : cut + 1], text[cut + 1 :]]
+        data = frame(TEXT, pieces[0], fin=False) + frame(CONTINUATION, pieces[1], fin=False)
+        assert messages(data + frame(CONTINUATION, pieces[2])) == ["ab\u20accd"]
+        inside = len(pieces[0] + pieces[1]) in (3, 4)
+        assert outcome(data + frame(CONTINUATION, b"ascii")).error == (1007 if inside else None)
 
 
 class TestSection54Fragmentation:

@@ -5,6 +5,7 @@ cdef class Buffer:
     cdef PyObject* store
     cdef Py_ssize_t start, end, capacity, mark, body_start
     cdef bytes body
+    cdef bint ascii
     cdef inline char* _data(self) noexcept
     cdef int reserve(self, Py_ssize_t extra) except -1
     cdef Py_ssize_t length(self) noexcept
@@ -19,6 +20,7 @@ cdef class Buffer:
     cpdef consume(self, Py_ssize_t count)
     cpdef bytes take_bytes(self)
     cpdef str take_text(self)
+    cpdef bint is_ascii(self) noexcept
     cpdef clear(self)
     cdef void _header(self, int first, Py_ssize_t length, int mask_bit) noexcept
     cdef int _frame(self, int first, const char* source, Py_ssize_t count, bint masked) except -1
@@ -30,8 +32,7 @@ cdef class Utf8Validator:
     cdef bint _begin(self, unsigned char byte) noexcept
 
 
-cpdef unmask(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key)
-cpdef str decode_text(bytearray data, Py_ssize_t start, Py_ssize_t end)
+cpdef str unmasked_text(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key)
 cpdef Py_ssize_t memory_of_text(str text) noexcept
 cpdef bytes copy_bytes(bytearray data, Py_ssize_t start, Py_ssize_t end)
 cpdef bytes unmasked_bytes(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key)

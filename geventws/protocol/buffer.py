@@ -8,7 +8,7 @@ from __future__ import annotations
 from codecs import getincrementaldecoder
 from os import urandom
 
-__all__ = ["Buffer", "Utf8Validator", "copy_bytes", "decode_text", "memory_of_text", "unmask", "unmasked_bytes"]
+__all__ = ["Buffer", "Utf8Validator", "copy_bytes", "memory_of_text", "unmasked_bytes", "unmasked_text"]
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -16,10 +16,11 @@ BytesLike = bytes | bytearray | memoryview
 class Buffer:
     """Bytes that are appended at the end and consumed at the front."""
 
-    __slots__ = ("_data",)
+    __slots__ = ("_ascii", "_data")
 
     def __init__(self) -> None:
         self._data = bytearray()
+        self._ascii = True
 
     def __len__(self) -> int:
         return len(self._data)
@@ -31,6 +32,7 @@ class Buffer:
     def append(self, data: BytesLike) -> None:
         """Appends ``data``."""
         self._data += data
+        self._ascii = self._ascii and not data
 
     def append_body(self, payload: bytes) -> None:
         """Appends a large payload, which need not be copied."""
@@ -55,7 +57,13 @@ class Buffer:
 
     def append_unmasked(self, data: bytearray, start: int, end: int, key: int, offset: int) -> None:
         """Appends ``data[start:end]`` unmasked; ``offset`` is the place of ``start`` in the frame's payload."""
-        self._data += _xor(data[start:end], key, offset)
+        piece = _xor(data[start:end], key, offset)
+        self._data += piece
+        self._ascii = self._ascii and piece.isascii()
+
+    def is_ascii(self) -> bool:
+        """Whether all is known to be ASCII, of what `append_unmasked` brought since the buffer was empty."""
+        return self._ascii
 
     def peek(self, most: int) -> bytes:
         """Some of the first bytes, at most ``most``; none only where there are none."""
@@ -68,18 +76,19 @@ class Buffer:
     def take_bytes(self) -> bytes:
         """Gives all the bytes and empties the buffer."""
         taken = bytes(self._data)
-        self._data.clear()
+        self.clear()
         return taken
 
     def take_text(self) -> str:
         """Gives all the bytes as text and empties the buffer; raises ``UnicodeDecodeError``."""
         taken = self._data.decode()
-        self._data.clear()
+        self.clear()
         return taken
 
     def clear(self) -> None:
         """Drops everything and gives the memory back."""
         self._data.clear()
+        self._ascii = True
 
 
 class Utf8Validator:
@@ -106,16 +115,6 @@ class Utf8Validator:
         return not (len(held) > 1 and held[0] == 0xED and held[1] >= 0xA0)
 
 
-def unmask(data: bytearray, start: int, end: int, key: int) -> None:
-    """Unmasks ``data[start:end]``, a whole payload, in place."""
-    data[start:end] = _xor(data[start:end], key, 0)
-
-
-def decode_text(data: bytearray, start: int, end: int) -> str:
-    """``data[start:end]`` as text; raises ``UnicodeDecodeError``."""
-    return data[start:end].decode()
-
-
 def memory_of_text(text: str) -> int:
     """The most bytes that ``text`` takes: Python stores all characters as it does the largest, beyond ASCII in four."""
     return len(text) if text.isascii() else 4 * len(text)
@@ -129,6 +128,11 @@ def copy_bytes(data: bytearray, start: int, end: int) -> bytes:
 def unmasked_bytes(data: bytearray, start: int, end: int, key: int) -> bytes:
     """``data[start:end]``, a whole payload, unmasked as bytes."""
     return _xor(data[start:end], key, 0)
+
+
+def unmasked_text(data: bytearray, start: int, end: int, key: int) -> str:
+    """``data[start:end]``, a whole payload, unmasked as text; raises ``UnicodeDecodeError``."""
+    return _xor(data[start:end], key, 0).decode()
 
 
 def _header(first: int, length: int, mask_bit: int) -> bytes:

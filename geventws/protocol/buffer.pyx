@@ -18,6 +18,8 @@ cdef extern from "Python.h":
     const char* PyUnicode_AsUTF8AndSize(object, Py_ssize_t*) except NULL
     int PyUnicode_IS_ASCII(object) noexcept
     Py_ssize_t PyUnicode_GET_LENGTH(object) noexcept
+    unicode PyUnicode_New(Py_ssize_t, Py_UCS4)
+    void* PyUnicode_1BYTE_DATA(object) noexcept
 
 # An empty buffer gives memory beyond this back, so that an idle connection holds none of its last message.
 cdef enum:
@@ -34,9 +36,10 @@ cdef extern from *:
     #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
     __attribute__((target_clones("avx2", "default")))
     #endif
-    static void geventws_xor(uint8_t *target, const uint8_t *source, size_t count, uint32_t key, size_t offset) {
-        uint8_t mask[32];
-        geventws_vector wide, block;
+    static int geventws_xor(uint8_t *target, const uint8_t *source, size_t count, uint32_t key, size_t offset) {
+        /* Tells whether the result is all ASCII, which costs less here than another look at it. */
+        uint8_t mask[32], seen = 0;
+        geventws_vector wide, block, all = {0};
         size_t i, j;
         for (i = 0; i < 4; i++) mask[i] = (uint8_t)(key >> (24 - 8 * ((i + offset) & 3)));
         for (i = 4; i < 32; i += 4) memcpy(mask + i, mask, 4);
@@ -45,17 +48,22 @@ cdef extern from *:
             for (j = i; j < i + 128; j += 32) {
                 memcpy(&block, source + j, 32);
                 block ^= wide;
+                all |= block;
                 memcpy(target + j, &block, 32);
             }
         for (; i + 32 <= count; i += 32) {
             memcpy(&block, source + i, 32);
             block ^= wide;
+            all |= block;
             memcpy(target + i, &block, 32);
         }
-        for (j = 0; i < count; i++, j++) target[i] = source[i] ^ mask[j];
+        for (j = 0; i < count; i++, j++) seen |= target[i] = source[i] ^ mask[j];
+        memcpy(mask, &all, 32);
+        for (j = 0; j < 32; j++) seen |= mask[j];
+        return seen < 0x80;
     }
     """
-    void xor_copy "geventws_xor"(
+    bint xor_copy "geventws_xor"(
         uint8_t* target, const uint8_t* source, size_t count, uint32_t key, size_t offset
     ) noexcept nogil
 
@@ -67,6 +75,7 @@ cdef class Buffer:
         self.store = NULL
         self.start = self.end = self.capacity = self.mark = self.body_start = 0
         self.body = None
+        self.ascii = True
 
     def __dealloc__(self):
         Py_XDECREF(self.store)
@@ -118,6 +127,7 @@ cdef class Buffer:
 
     cdef int append_memory(self, const char* source, Py_ssize_t count) except -1:
         if count:
+            self.ascii = False
             self.reserve(count)
             memcpy(self._data() + self.end, source, count)
             self.end += count
@@ -192,10 +202,13 @@ cdef class Buffer:
             # There may be no memory yet to point to.
             return
         self.reserve(count)
-        xor_copy(
+        self.ascii &= xor_copy(
             <uint8_t*> self._data() + self.end, <uint8_t*> PyByteArray_AS_STRING(data) + start, count, key, offset
         )
         self.end += count
+
+    cpdef bint is_ascii(self) noexcept:
+        return self.ascii
 
     cpdef bytes peek(self, Py_ssize_t most):
         cdef Py_ssize_t before
@@ -243,6 +256,7 @@ cdef class Buffer:
         store = self.store
         self.store = NULL
         self.start = self.end = self.capacity = 0
+        self.ascii = True
         taken = <bytes> store
         Py_XDECREF(store)
         return taken
@@ -250,7 +264,11 @@ cdef class Buffer:
     cpdef str take_text(self):
         if self.end == self.start:
             return ""
-        taken = PyUnicode_DecodeUTF8(self._data() + self.start, self.end - self.start, NULL)
+        if self.ascii:
+            taken = PyUnicode_New(self.end - self.start, 127)
+            memcpy(PyUnicode_1BYTE_DATA(taken), self._data() + self.start, self.end - self.start)
+        else:
+            taken = PyUnicode_DecodeUTF8(self._data() + self.start, self.end - self.start, NULL)
         self.clear()
         return taken
 
@@ -259,6 +277,7 @@ cdef class Buffer:
         self.store = NULL
         self.body = None
         self.start = self.end = self.capacity = 0
+        self.ascii = True
 
 
 cdef class Utf8Validator:
@@ -323,13 +342,17 @@ cdef class Utf8Validator:
         return True
 
 
-cpdef unmask(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key):
-    cdef uint8_t* place = <uint8_t*> PyByteArray_AS_STRING(data) + start
-    xor_copy(place, place, end - start, key, 0)
-
-
-cpdef str decode_text(bytearray data, Py_ssize_t start, Py_ssize_t end):
-    return PyUnicode_DecodeUTF8(PyByteArray_AS_STRING(data) + start, end - start, NULL)
+cpdef str unmasked_text(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key):
+    cdef Py_ssize_t count = end - start
+    cdef uint8_t* place
+    if count == 0:
+        return ""
+    # Most text is ASCII, and made where it is unmasked to.
+    text = PyUnicode_New(count, 127)
+    place = <uint8_t*> PyUnicode_1BYTE_DATA(text)
+    if xor_copy(place, <uint8_t*> PyByteArray_AS_STRING(data) + start, count, key, 0):
+        return text
+    return PyUnicode_DecodeUTF8(<const char*> place, count, NULL)
 
 
 cpdef bytes unmasked_bytes(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key):

@@ -1,6 +1,6 @@
 cimport cython
 
-from geventws.protocol.buffer cimport Buffer, Utf8Validator, copy_bytes, decode_text, memory_of_text, unmask, unmasked_bytes
+from geventws.protocol.buffer cimport Buffer, Utf8Validator, copy_bytes, memory_of_text, unmasked_bytes, unmasked_text
 
 
 cdef int MESSAGE_COST, FRAME_COST, FRAMES_AT_A_TIME, MAX_HEADER
@@ -26,7 +26,7 @@ cdef class Reader:
     cpdef bint within_message(self)
     cpdef pop(self)
     cpdef stop(self)
-    @cython.locals(frames=int)
+    @cython.locals(frames=int, size=Py_ssize_t)
     cpdef Py_ssize_t feed(self, bytearray data, Py_ssize_t position, Py_ssize_t end) except -1
     @cython.locals(held=Py_ssize_t, size=Py_ssize_t, head=bytearray)
     cdef Py_ssize_t _continue_header(self, bytearray data, Py_ssize_t position, Py_ssize_t end) except -1
@@ -39,6 +39,7 @@ cdef class Reader:
     @cython.locals(first=int, whole_messages=cython.bint, data_frame=cython.bint, target=Buffer, count=Py_ssize_t, before=Py_ssize_t)
     cdef Py_ssize_t _read_payload(self, bytearray data, Py_ssize_t position, Py_ssize_t end) except -1
     cdef int _check_text(self, Buffer target, Py_ssize_t before) except -1
+    @cython.locals(first=int, before=Py_ssize_t)
     cdef int _end_frame(self, bytes payload) except -1
     cdef int _check_text_end(self) except -1
     @cython.locals(message=Buffer, opcode=int)

@@ -17,10 +17,9 @@ from geventws.protocol.buffer import (
     Buffer,
     Utf8Validator,
     copy_bytes,
-    decode_text,
     memory_of_text,
-    unmask,
     unmasked_bytes,
+    unmasked_text,
 )
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class Reader:
         self.queued = 0
 
     def feed(self, data: bytearray, position: int, end: int) -> int:
-        """Parses ``data[position:end]``, which is changed; gives where it stopped.
+        """Parses ``data[position:end]``; gives where it stopped.
 
         That is ``end``, or earlier after a Close frame (nothing after it counts), when the queue has reached its limit
         (feed the rest when there is room), and after some hundreds of frames. Raises ``ProtocolError``.
@@ -272,10 +271,8 @@ class Reader:
         if first & 0x8F < 0x81 or self.extensions:
             return self._read_payload(data, position, end)
         if first == 0x81:
-            if not self.client:
-                unmask(data, position, stop, self.key)
             try:
-                text = decode_text(data, position, stop)
+                text = unmasked_text(data, position, stop, 0 if self.client else self.key)
             except UnicodeDecodeError:
                 raise ProtocolError(1007, "a text message is not UTF-8") from None
             self._put(text)
@@ -322,7 +319,7 @@ class Reader:
         return position + count
 
     def _check_text(self, target: Buffer, before: int) -> None:
-        if self.message_opcode == 1:
+        if self.message_opcode == 1 and (self.utf8 is not None or not target.is_ascii()):
             if self.utf8 is None:
                 self.utf8 = Utf8Validator()
             if not self.utf8.check(target, before):
@@ -396,9 +393,9 @@ class Reader:
                 self.queued += MESSAGE_COST + self._size(item)
 
     def _size(self, item: str | bytes | Frame) -> int:
-        if isinstance(item, Frame):
-            return FRAME_COST + len(item.payload)
-        return memory_of_text(item) if isinstance(item, str) else len(item)
+        if isinstance(item, str):
+            return memory_of_text(item)
+        return len(item) if isinstance(item, bytes) else FRAME_COST + len(item.payload)
 
 
 class FrameRules:

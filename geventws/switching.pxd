@@ -1,0 +1,2 @@
+cpdef current()
+cpdef switch(target)
