@@ -7,12 +7,17 @@ from setuptools import Extension, setup
 
 SOURCES = {
     "geventws.protocol.buffer": "geventws/protocol/buffer.pyx",
+    "geventws.protocol.deflating": "geventws/protocol/deflating.pyx",
     "geventws.protocol.codec": "geventws/protocol/codec.py",
     "geventws.transport": "geventws/transport.pyx",
     "geventws.switching": "geventws/switching.pyx",
     "geventws.connection": "geventws/connection.py",
     "geventws.session": "geventws/session.py",
 }
+
+
+#: What a module links; one whose library or header is missing is left out, and its uncompiled twin serves.
+LIBRARIES = {"geventws.protocol.deflating": ["z"]}
 
 
 def extensions() -> list[Extension]:
@@ -26,7 +31,16 @@ def extensions() -> list[Extension]:
         return []
     # greenlet brings the header of its C API in its package.
     headers = [str(Path(greenlet.__file__).parent)]
-    modules = [Extension(name, [source], include_dirs=headers, extra_compile_args=["-O3"]) for name, source in SOURCES.items()]
+    modules = [
+        Extension(
+            name,
+            [source],
+            include_dirs=headers,
+            extra_compile_args=["-O3"],
+            libraries=LIBRARIES.get(name, []),
+        )
+        for name, source in SOURCES.items()
+    ]
     directives = {
         "language_level": 3,
         "boundscheck": False,

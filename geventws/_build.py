@@ -27,12 +27,15 @@ COMPILED_MODULES = (
     "geventws.session",
 )
 
+#: Compiled where its library is at hand, whatever the others are.
+OPTIONAL_MODULES = ("geventws.protocol.deflating",)
+
 
 class _SourceFinder(MetaPathFinder):
     """Finds the sources of the modules that have a compiled form too."""
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if fullname not in COMPILED_MODULES:
+        if fullname not in COMPILED_MODULES + OPTIONAL_MODULES:
             return None
         source = Path(__file__).parent.joinpath(*fullname.split(".")[1:]).with_suffix(".py")
         return spec_from_file_location(fullname, source)

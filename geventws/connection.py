@@ -27,6 +27,7 @@ from geventws.errors import ConnectionClosed, ProtocolError, UsageError
 from geventws.frames import CloseCode, CloseReason, Frame
 from geventws.protocol.buffer import Buffer
 from geventws.protocol.codec import Reader
+from geventws.protocol.deflating import DeflateSession
 from geventws.schedule import Entry, Schedule
 from geventws.settings import Settings
 from geventws.switching import current, switch
@@ -487,6 +488,17 @@ class Connection:
             self.send(0x80 | opcode if fin else opcode, payload)
             return
         self._wait_to_send()
+        if len(self.encoders) == 1 and isinstance(self.encoders[0], DeflateSession):
+            # Spares a Frame where nobody else is to see one.
+            deflated = self.encoders[0].deflated(opcode, payload, fin)
+            first = 0x80 | opcode if fin else opcode
+            if deflated is None:
+                self._put(first, payload)
+            else:
+                self._put(first | 0x40 if opcode else first, deflated)
+            if self.write_limit and self.output.length() > self.write_limit:
+                self._wait_drained()
+            return
         frame = Frame(opcode, payload.encode() if isinstance(payload, str) else bytes(payload), fin)  # type: ignore[arg-type]
         # Nothing yields from here until the frame is in the buffer: compressors need the order of the wire.
         for extension in self.encoders:

@@ -6,7 +6,10 @@ import random
 import sys
 import tracemalloc
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ from hypothesis import strategies as st
 
 from geventws.errors import ProtocolError
 from geventws.frames import Frame, Opcode
-from geventws.protocol import deflate
+from geventws.protocol import deflate, deflating
 from geventws.protocol.deflate import PermessageDeflate
 from geventws.protocol.extensions import ExtensionSession
 
@@ -24,6 +27,30 @@ RSV1 = 4
 
 # The least distance of each distance code (RFC 1951 3.2.5).
 DISTANCES = {code: code + 1 if code < 4 else (2 + code % 2 << code // 2 - 1) + 1 for code in range(30)}
+
+
+def uncompiled() -> ModuleType:
+    """The uncompiled twin, whichever the build under test uses."""
+    spec = spec_from_file_location("uncompiled_deflating", Path(deflating.__file__).with_name("deflating.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+UNCOMPILED = uncompiled()
+IMPLEMENTATIONS = {"uncompiled": UNCOMPILED}
+if not deflating.__file__.endswith(".py"):
+    IMPLEMENTATIONS["compiled"] = deflating
+
+
+@pytest.fixture(scope="module", autouse=True, params=IMPLEMENTATIONS)
+def implementation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Has each test run with each of the twins that there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deflate, "DeflateSession", IMPLEMENTATIONS[request.param].DeflateSession)
+        yield
 
 
 def agree(offer: dict[str, str | None] | None = None, **options: Any) -> tuple[dict[str, str | None], ExtensionSession]:
@@ -473,7 +500,8 @@ class TestRFC7692Section721:
         class Zlib:
             DEFLATED, Z_SYNC_FLUSH, compressobj = zlib.DEFLATED, zlib.Z_SYNC_FLUSH, Compressor
 
-        monkeypatch.setattr(deflate, "zlib", Zlib)
+        monkeypatch.setattr(deflate, "DeflateSession", UNCOMPILED.DeflateSession)
+        monkeypatch.setattr(UNCOMPILED, "zlib", Zlib)
         parameters, peer = agree()
         client = Client(parameters)
         message = b"a message of some length " * 5
@@ -631,7 +659,8 @@ class TestRFC7692Section7234:
                 made += 1
                 return zlib.decompressobj(*arguments)
 
-        monkeypatch.setattr(deflate, "zlib", Zlib)
+        monkeypatch.setattr(deflate, "DeflateSession", UNCOMPILED.DeflateSession)
+        monkeypatch.setattr(UNCOMPILED, "zlib", Zlib)
         assert error(session(), frames(ended(b"") * 500_000)) == 1008
         assert made < 20
 
@@ -709,7 +738,8 @@ class TestBombs:
         class Zlib:
             error, decompressobj = zlib.error, Decompressor
 
-        monkeypatch.setattr(deflate, "zlib", Zlib)
+        monkeypatch.setattr(deflate, "DeflateSession", UNCOMPILED.DeflateSession)
+        monkeypatch.setattr(UNCOMPILED, "zlib", Zlib)
         assert error(session({}), frames(bomb), 8 * MIB) == 1009
         assert max(fed) <= 16 * 1024
         assert len(fed) < 300

@@ -23,6 +23,7 @@ ROOMS = [
     # Bytes in, bytes out.
     "protocol.extensions",
     "protocol.buffer",
+    "protocol.deflating",
     "protocol.codec",
     "protocol.deflate",
     "protocol.handshake",

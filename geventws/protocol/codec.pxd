@@ -14,6 +14,7 @@ cdef class Reader:
     cdef public object close_reason
     cdef public list pongs
     cdef readonly tuple extensions
+    cdef object inflater
     cdef readonly list queue
     cdef int rsv_allowed, first, message_opcode
     cdef bint counted
@@ -41,6 +42,9 @@ cdef class Reader:
     cdef int _check_text(self, Buffer target, Py_ssize_t before) except -1
     @cython.locals(first=int, before=Py_ssize_t)
     cdef int _end_frame(self, bytes payload) except -1
+    cdef int _end_other_frame(self, bytes payload) except -1
+    @cython.locals(first=int, before=Py_ssize_t, data=bytes)
+    cdef int _end_deflated(self, bytes payload) except -1
     cdef int _check_text_end(self) except -1
     @cython.locals(message=Buffer, opcode=int)
     cdef int _end_message(self) except -1

@@ -21,6 +21,7 @@ from geventws.protocol.buffer import (
     unmasked_bytes,
     unmasked_text,
 )
+from geventws.protocol.deflating import DeflateSession
 
 if TYPE_CHECKING:
     from geventws.protocol.extensions import ExtensionSession
@@ -65,6 +66,10 @@ class Reader:
         self.max_fragments = max_fragments
         self.read_limit = read_limit
         self.extensions = tuple(reversed(extensions))
+        #: permessage-deflate where it is the only extension, and messages are wanted: then no Frame is made.
+        self.inflater: DeflateSession | None = None
+        if len(extensions) == 1 and isinstance(extensions[0], DeflateSession) and not raw:
+            self.inflater = extensions[0]
         self.rsv_allowed = rsv << 4
         # The queue: a list read by index, for a deque costs 600 bytes while empty.
         self.queue: list[str | bytes | Frame] = []
@@ -268,6 +273,12 @@ class Reader:
             self.remaining = -1
             self._control(first, unmasked_bytes(data, position, stop, 0 if self.client else self.key))
             return stop
+        if self.inflater is not None:
+            if first & 0x0F:
+                self.message_opcode = first & 0x0F
+            self.remaining = -1
+            self._end_frame(unmasked_bytes(data, position, stop, 0 if self.client else self.key))
+            return stop
         if first & 0x8F < 0x81 or self.extensions:
             return self._read_payload(data, position, end)
         if first == 0x81:
@@ -327,6 +338,12 @@ class Reader:
 
     def _end_frame(self, payload: bytes) -> None:
         """Ends a data frame that goes through extensions, or to a raw session."""
+        if self.inflater is not None:
+            self._end_deflated(payload)
+        else:
+            self._end_other_frame(payload)
+
+    def _end_other_frame(self, payload: bytes) -> None:
         first = self.first
         frame = Frame(OPCODES[first & 0x0F], payload, bool(first & 0x80), (first & 0x70) >> 4)
         if self.extensions:
@@ -351,6 +368,35 @@ class Reader:
             self._put(frame)
         elif frame.fin:
             self._end_message()
+
+    def _end_deflated(self, payload: bytes) -> None:
+        """The same where permessage-deflate is the only extension: a message of one frame is what comes out of it."""
+        inflater = self.inflater
+        assert inflater is not None
+        first = self.first
+        limit = None
+        if self.limit:
+            limit = self.limit - (0 if self.message is None else self.message.length())
+        data = inflater.inflated(first, payload, limit)
+        if first & (0x30 if first & 0x0F else 0x70):
+            raise ProtocolError(1002, "a reserved bit is set that no extension took")
+        if first & 0x80 and first & 0x0F:
+            self.message_opcode = 0
+            if first & 0x0F == 1:
+                try:
+                    self._put(data.decode())
+                except UnicodeDecodeError:
+                    raise ProtocolError(1007, "a text message is not UTF-8") from None
+            else:
+                self._put(data)
+        else:
+            if self.message is None:
+                self.message = Buffer()
+            before = self.message.length()
+            self.message.append(data)
+            self._check_text(self.message, before)
+            if first & 0x80:
+                self._end_message()
 
     def _check_text_end(self) -> None:
         if self.utf8 is not None:
