@@ -96,13 +96,13 @@ class DeflateSession:
         return f"<permessage-deflate by {ZLIB}, {bits}, no takeover {takeover}>"
 
     def decode(self, frame: Frame, limit: int | None) -> Frame:
-        """Gives a frame inflated to at most ``limit`` bytes (RFC 7692 7.2.2); None for no limit. Raises as `inflated`."""
+        """Gives a frame inflated to at most ``limit`` bytes (RFC 7692 7.2.2), None for no limit; raises as `inflated`."""
         opcode, payload, fin, rsv = frame
         data = self.inflated((0x80 if fin else 0) | rsv << 4 | opcode, payload, limit)
         return Frame(opcode, data, fin, rsv & ~_RSV1) if self._inflating else frame
 
     def inflated(self, first: int, payload: bytes, limit: int | None) -> bytes:
-        """What a frame's payload inflates to, or itself in a message that is not compressed; ``first`` is its first byte.
+        """What a payload inflates to, or itself in a message not compressed; ``first`` is the frame's first byte.
 
         Raises ``ProtocolError`` with 1009 as soon as the limit is passed, with 1007 for what is no DEFLATE data, with
         1002 for RSV1 where it may not be, with 1008 for data which is made to take long. The session is over then.
