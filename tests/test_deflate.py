@@ -779,6 +779,11 @@ class TestMemory:
         extension = PermessageDeflate(**options)
         offer = {"client_max_window_bits": None} if offer is None else offer
         sessions = []
+        # What sessions share is made by the first one.
+        first = session(offer, **options)
+        receive(first, frames(deflated(b"a" * 100)))
+        first.encode(Frame.binary(b"a" * 100))
+        del first
         tracemalloc.start()
         before = tracemalloc.get_traced_memory()[0]
         for number in range(self.COUNT):

@@ -96,7 +96,7 @@ class DeflateSession:
         return f"<permessage-deflate by {ZLIB}, {bits}, no takeover {takeover}>"
 
     def decode(self, frame: Frame, limit: int | None) -> Frame:
-        """Gives a frame inflated to at most ``limit`` bytes (RFC 7692 7.2.2), None for no limit; raises as `inflated`."""
+        """Gives a frame inflated to at most ``limit`` bytes (RFC 7692 7.2.2), None for none; raises as `inflated`."""
         opcode, payload, fin, rsv = frame
         data = self.inflated((0x80 if fin else 0) | rsv << 4 | opcode, payload, limit)
         return Frame(opcode, data, fin, rsv & ~_RSV1) if self._inflating else frame
