@@ -370,6 +370,26 @@ class TestRFC7692Section72:
             else:
                 assert error(peer, frames(payload)) == 1007
 
+    @pytest.mark.parametrize("bits", [9, 12, 15])
+    def test_a_window_is_kept_over_many_messages(self, bits: int) -> None:
+        """References to all distances within the window are followed after messages of all sizes."""
+        chance = random.Random(bits)
+        window = 1 << bits
+        peer = session({"client_max_window_bits": str(bits)}, client_max_window_bits=15)
+        past = b""
+        for _ in range(200):
+            size = chance.choice((1, 7, window // 3, window - 1, window, window + 1, chance.randrange(1, 2 * window)))
+            text = chance.randbytes(size)
+            assert receive(peer, frames(deflated(text, 0))) == text
+            past = (past + text)[-window:]
+            if len(past) < 258:
+                continue
+            for distance in (chance.randint(258, len(past)), len(past)):
+                start = len(past) - distance
+                expected = past[start : start + 258]
+                assert receive(peer, frames(match(258, distance))) == expected
+                past = (past + expected)[-window:]
+
     @pytest.mark.parametrize(
         "size", [0, 1, 2, 8191, 8192, 8193, 16384, 32767, 32768, 32769, 65535, 65536, 65537, 300_000]
     )

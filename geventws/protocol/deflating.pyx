@@ -9,7 +9,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 
 from geventws.errors import ProtocolError
 from geventws.frames import Frame
@@ -101,8 +101,10 @@ cdef z_stream* new_deflater(int level, int bits, int memory_level) except NULL:
 
 cdef class DeflateSession:
     cdef object _compress_if
-    cdef Py_ssize_t _min_size, _window_size, _window_room
+    cdef Py_ssize_t _min_size
+    # A ring once it is full: a window of 32 KiB is not to be moved for each small message.
     cdef char* _window
+    cdef Py_ssize_t _window_size, _window_room, _window_next
     # Between the fragments of a message alone; whether a DEFLATE stream has begun there and not ended.
     cdef z_stream* _inflater
     cdef bint _begun
@@ -195,7 +197,7 @@ cdef class DeflateSession:
                 if self._client_no_context_takeover:
                     PyMem_Free(self._window)
                     self._window = NULL
-                    self._window_size = self._window_room = 0
+                    self._window_size = self._window_room = self._window_next = 0
             if result == NULL:
                 return PyBytes_FromStringAndSize(scratch, size)
             _PyBytes_Resize(&result, size)
@@ -222,8 +224,7 @@ cdef class DeflateSession:
             while True:
                 if not self._begun:
                     inflateReset(stream)
-                    if self._window_size:
-                        inflateSetDictionary(stream, <unsigned char*> self._window, self._window_size)
+                    self._recall(stream)
                     self._begun = True
                 room = OUTPUT_SIZE if limit < 0 else min(OUTPUT_SIZE, limit - size + 1)
                 if size + room > capacity:
@@ -260,25 +261,33 @@ cdef class DeflateSession:
                     break
         return size
 
+    cdef void _recall(self, z_stream* stream) noexcept:
+        cdef unsigned char* window = <unsigned char*> self._window
+        cdef Py_ssize_t oldest = self._window_next if self._window_size == 1 << self._client_bits else 0
+        if self._window_size > oldest:
+            inflateSetDictionary(stream, window + oldest, self._window_size - oldest)
+        if oldest:
+            inflateSetDictionary(stream, window, oldest)
+
     cdef int _remember(self, const char* chunk, Py_ssize_t count) except -1:
         cdef Py_ssize_t size = 1 << self._client_bits
-        cdef Py_ssize_t kept = 0
+        cdef Py_ssize_t wanted = min(size, self._window_size + count)
+        cdef Py_ssize_t before_end
         cdef void* window
-        if count >= size:
-            chunk += count - size
-            count = size
-        else:
-            kept = min(self._window_size, size - count)
-        if kept + count > self._window_room:
-            window = PyMem_Realloc(self._window, kept + count)
+        if wanted > self._window_room:
+            window = PyMem_Realloc(self._window, wanted)
             if window == NULL:
                 raise MemoryError()
             self._window = <char*> window
-            self._window_room = kept + count
-        if kept and kept < self._window_size:
-            memmove(self._window, self._window + self._window_size - kept, kept)
-        memcpy(self._window + kept, chunk, count)
-        self._window_size = kept + count
+            self._window_room = wanted
+        if count > size:
+            chunk += count - size
+            count = size
+        before_end = min(count, size - self._window_next)
+        memcpy(self._window + self._window_next, chunk, before_end)
+        memcpy(self._window, chunk + before_end, count - before_end)
+        self._window_next = (self._window_next + count) % size
+        self._window_size = wanted
         return 0
 
     def encode(self, frame):
