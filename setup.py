@@ -13,6 +13,7 @@ SOURCES = {
     "geventws.switching": "geventws/switching.pyx",
     "geventws.connection": "geventws/connection.py",
     "geventws.session": "geventws/session.py",
+    "geventws.topics.broadcasting": "geventws/topics/broadcasting.py",
 }
 
 

@@ -21,6 +21,7 @@ from geventws.routing import Blueprint, WebSockets, WebSocketUpgrade  # noqa: E4
 from geventws.server import WSGIServer  # noqa: E402
 from geventws.session import DefaultWebSocketSession, WebSocketSession  # noqa: E402
 from geventws.settings import Settings  # noqa: E402
+from geventws.topics import broadcast  # noqa: E402
 
 if TYPE_CHECKING:
     from geventws.worker import Worker
@@ -55,6 +56,7 @@ __all__ = [
     "WebSockets",
     "Worker",
     "__version__",
+    "broadcast",
     "build",
     "pinger",
 ]

@@ -25,6 +25,7 @@ COMPILED_MODULES = (
     "geventws.transport",
     "geventws.connection",
     "geventws.session",
+    "geventws.topics.broadcasting",
 )
 
 #: Compiled where its library is at hand, whatever the others are.

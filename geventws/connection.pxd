@@ -7,7 +7,8 @@ from geventws.transport cimport Transport, monotonic
 
 
 cdef int CONNECTING, OPEN, CLOSING, CLOSED
-cdef int READING, WRITING, BEGINNING, DELIVERING
+cdef int READING, WRITING, BEGINNING, DELIVERING, FLUSHING
+cdef int CLOSES, TAKEN, LAGS
 cdef int READS_AT_A_TIME, GATHERED_SIZE, MESSAGES_BETWEEN_LOOKS, DIRECT_SIZE, OUTPUT_CAP
 cdef double TURN_SECONDS, SLICE_SECONDS
 
@@ -15,7 +16,7 @@ cdef double TURN_SECONDS, SLICE_SECONDS
 cdef class Connection:
     cdef public object settings, timeout, max_frame_size, close_reason, session
     cdef readonly bint raw, client, masking, close_sent, paused, failed
-    cdef public bint alive
+    cdef public bint alive, awaits_flush
     cdef readonly int state
     cdef readonly Py_ssize_t write_limit
     cdef readonly Buffer output
@@ -28,7 +29,7 @@ cdef class Connection:
     cdef bytes held
     cdef bint gathering, resting, discarding, ended, in_hub
     cdef double turn_ends, message_timeout, message_since, paused_since
-    cdef object drained, gone, fragmenting, message_entry, close_entry, stall_entry, slice_timer
+    cdef object drained, gone, fragmenting, postponed, message_entry, close_entry, stall_entry, slice_timer
     cdef long long sent_before, sent_before_close, taken, ahead_of_ping
     cdef long queued_before, queued_before_close
     cdef Py_ssize_t message_begun
@@ -39,6 +40,7 @@ cdef class Connection:
     cdef _wait_for_hub(self)
     cdef _look_at_clock(self)
     cpdef receive_within(self, timeout)
+    @cython.locals(before=cython.bint)
     cdef _run_for_hub(self, int task)
     @cython.locals(transport=Transport, count=Py_ssize_t, _=int)
     cdef _read(self)
@@ -54,9 +56,15 @@ cdef class Connection:
     cpdef send(self, int first, payload)
     cdef _wait_to_send(self)
     @cython.locals(output=Buffer)
-    cdef _put(self, int first, payload)
+    cdef _append(self, int first, payload)
+    cdef _flush_unless_gathering(self)
     cpdef send_message(self, int opcode, payload)
     cpdef send_fragment(self, int opcode, payload, bint fin)
+    @cython.locals(first=int)
+    cdef _append_encoded(self, int opcode, payload, bint fin)
+    cpdef int offer(self, int opcode, bytes payload, bytes frame) except -1
+    cdef int _postpone(self, int opcode, bytes payload) except -1
+    cpdef flush_in_hub(self)
     cdef _wait_turn(self)
     @cython.locals(done=cython.bint)
     cpdef flush(self)

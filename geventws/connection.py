@@ -70,7 +70,10 @@ class State(IntEnum):
 CONNECTING, OPEN, CLOSING, CLOSED = 0, 1, 2, 3
 
 #: What the hub calls a connection for.
-READING, WRITING, BEGINNING, DELIVERING = 0, 1, 2, 3
+READING, WRITING, BEGINNING, DELIVERING, FLUSHING = 0, 1, 2, 3, 4
+
+#: What `Connection.offer` says: not open; put into the output; not, as too much waits there already.
+CLOSES, TAKEN, LAGS = 0, 1, 2
 
 
 class Connection:
@@ -117,6 +120,10 @@ class Connection:
         self.drained: Event | None = None
         self.gone: Event | None = None
         self.fragmenting: Any = None
+        #: What was broadcast while another message's fragments went out.
+        self.postponed: list[tuple[int, bytes]] | None = None
+        #: Whether the hub is to flush this connection when it has its turn.
+        self.awaits_flush = False
         #: Whether the peer's FIN is here.
         self.ended = False
         #: Whether the hub runs a callback of this connection, so that `receiver` may be switched to.
@@ -268,6 +275,7 @@ class Connection:
 
     def _run_for_hub(self, task: int) -> None:
         """Runs one of the hub's callbacks, and lets nothing out that would stop its watcher."""
+        before = self.in_hub
         self.in_hub = True
         try:
             if self.state == CLOSED and task != DELIVERING:
@@ -282,6 +290,8 @@ class Connection:
             elif task == DELIVERING:
                 self.resting = False
                 self._deliver()
+            elif task == FLUSHING:
+                self.flush()
             elif not self.paused:
                 self._read()
         except (SystemExit, KeyboardInterrupt):
@@ -291,7 +301,7 @@ class Connection:
         except BaseException:
             self._broken()
         finally:
-            self.in_hub = False
+            self.in_hub = before
 
     def _read(self) -> None:
         transport = self.transport
@@ -443,7 +453,8 @@ class Connection:
         wait, not the frame. Raises ``ConnectionClosed``.
         """
         self._wait_to_send()
-        self._put(first, payload)
+        self._append(first, payload)
+        self._flush_unless_gathering()
         if self.write_limit and self.output.length() > self.write_limit:
             self._wait_drained()
 
@@ -455,17 +466,20 @@ class Connection:
         if self.state != OPEN or self.close_sent:
             raise ConnectionClosed(self.ending())
 
-    def _put(self, first: int, payload: str | bytes | bytearray | memoryview) -> None:
-        """Puts a frame into the output, and flushes where nothing more is to gather; never blocks."""
+    def _append(self, first: int, payload: str | bytes | bytearray | memoryview) -> None:
+        """Puts a frame into the output."""
         output = self.output
         if len(payload) < DIRECT_SIZE or self.masking:
             output.append_frame(first, payload, self.masking)
-            if self.gathering and output.length() < GATHERED_SIZE and monotonic() < self.turn_ends:
-                return
         else:
             data = payload.encode() if isinstance(payload, str) else bytes(payload)
             output.append_header(first, len(data))
             output.append_body(data)
+
+    def _flush_unless_gathering(self) -> None:
+        """Flushes where nothing more is to gather; never blocks."""
+        if self.gathering and self.output.length() < GATHERED_SIZE and monotonic() < self.turn_ends:
+            return
         self.flush()
         if self.state == CLOSED:
             raise ConnectionClosed(self.ending())
@@ -488,24 +502,61 @@ class Connection:
             self.send(0x80 | opcode if fin else opcode, payload)
             return
         self._wait_to_send()
+        self._append_encoded(opcode, payload, fin)
+        self._flush_unless_gathering()
+        if self.write_limit and self.output.length() > self.write_limit:
+            self._wait_drained()
+
+    def _append_encoded(self, opcode: int, payload: str | bytes | bytearray | memoryview, fin: bool) -> None:
+        """Puts a data frame into the output as the extensions make it.
+
+        Nothing yields until it is there: compressors need the order of the wire.
+        """
         if len(self.encoders) == 1 and isinstance(self.encoders[0], DeflateSession):
             # Spares a Frame where nobody else is to see one.
             deflated = self.encoders[0].deflated(opcode, payload, fin)
             first = 0x80 | opcode if fin else opcode
             if deflated is None:
-                self._put(first, payload)
+                self._append(first, payload)
             else:
-                self._put(first | 0x40 if opcode else first, deflated)
-            if self.write_limit and self.output.length() > self.write_limit:
-                self._wait_drained()
+                self._append(first | 0x40 if opcode else first, deflated)
             return
         frame = Frame(opcode, payload.encode() if isinstance(payload, str) else bytes(payload), fin)  # type: ignore[arg-type]
-        # Nothing yields from here until the frame is in the buffer: compressors need the order of the wire.
         for extension in self.encoders:
             frame = extension.encode(frame)
-        self._put((0x80 if frame.fin else 0) | frame.rsv << 4 | frame.opcode, frame.payload)
+        self._append((0x80 if frame.fin else 0) | frame.rsv << 4 | frame.opcode, frame.payload)
+
+    def offer(self, opcode: int, payload: bytes, frame: bytes) -> int:
+        """Puts a broadcast's message, whose plain ``frame`` is made already, into the output; never blocks or flushes.
+
+        Gives TAKEN, or CLOSES or LAGS for a message that is left out.
+        """
+        if self.state != OPEN or self.close_sent:
+            return CLOSES
         if self.write_limit and self.output.length() > self.write_limit:
-            self._wait_drained()
+            return LAGS
+        if self.fragmenting is not None:
+            return self._postpone(opcode, payload)
+        if self.encoders:
+            self._append_encoded(opcode, payload, True)
+        elif self.masking or len(payload) >= DIRECT_SIZE:
+            self._append(0x80 | opcode, payload)
+        else:
+            self.output.append(frame)
+        return TAKEN
+
+    def _postpone(self, opcode: int, payload: bytes) -> int:
+        if self.postponed is None:
+            self.postponed = []
+        if self.write_limit and sum(len(waiting) for _, waiting in self.postponed) > self.write_limit:
+            return LAGS
+        self.postponed.append((opcode, payload))
+        return TAKEN
+
+    def flush_in_hub(self) -> None:
+        """Flushes, and lets nothing out that would stop a callback of the hub."""
+        self.awaits_flush = False
+        self._run_for_hub(FLUSHING)
 
     def ping(self, payload: bytes) -> None:
         """Sends a ping without ever blocking, for the schedule's greenlet serves all sessions."""
@@ -532,6 +583,12 @@ class Connection:
     def end_fragments(self) -> None:
         """Lets other messages go out again."""
         fragmenting, self.fragmenting = self.fragmenting, None
+        postponed, self.postponed = self.postponed, None
+        for opcode, payload in postponed or ():
+            if self.state == OPEN and not self.close_sent:
+                self._append_encoded(opcode, payload, True)
+        if postponed:
+            self.flush()
         fragmenting[1].set()
 
     def _wait_turn(self) -> None:

@@ -46,6 +46,7 @@ ROOMS = [
     "call",
     "routing",
     # Many sessions.
+    "topics.broadcasting",
     "topics",
     # The server half.
     "accepting",
@@ -68,7 +69,7 @@ TYPES_FROM_BELOW = {
 }
 
 #: The facades, which import for others and are imported by none.
-FACADES = {"", "protocol"}
+FACADES = {"", "protocol", "topics"}
 
 #: What code without I/O has no business with.
 INPUT_AND_OUTPUT = {
