@@ -9,7 +9,7 @@ from geventws.transport cimport Transport, monotonic
 cdef int CONNECTING, OPEN, CLOSING, CLOSED
 cdef int READING, WRITING, BEGINNING, DELIVERING, FLUSHING
 cdef int CLOSES, TAKEN, LAGS
-cdef int READS_AT_A_TIME, GATHERED_SIZE, MESSAGES_BETWEEN_LOOKS, DIRECT_SIZE, OUTPUT_CAP
+cdef int READS_AT_A_TIME, GATHERED_SIZE, MESSAGES_BETWEEN_LOOKS, DIRECT_SIZE, LARGE_SIZE, OUTPUT_CAP
 cdef double TURN_SECONDS, SLICE_SECONDS
 
 
@@ -42,8 +42,10 @@ cdef class Connection:
     cpdef receive_within(self, timeout)
     @cython.locals(before=cython.bint)
     cdef _run_for_hub(self, int task)
-    @cython.locals(transport=Transport, count=Py_ssize_t, _=int)
+    @cython.locals(transport=Transport, count=Py_ssize_t, _=int, rest=Buffer)
     cdef _read(self)
+    @cython.locals(large=cython.bint)
+    cdef _take_rest(self, Py_ssize_t count)
     @cython.locals(reader=Reader, full=cython.bint, late=cython.bint, slice_ends=double, now=double)
     cdef _feed(self, bytearray data, Py_ssize_t position, Py_ssize_t end)
     @cython.locals(waited_for=cython.bint)

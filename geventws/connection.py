@@ -30,6 +30,7 @@ from geventws.protocol.codec import Reader
 from geventws.protocol.deflating import DeflateSession
 from geventws.schedule import Entry, Schedule
 from geventws.settings import Settings
+from geventws.spare_memory import SpareMemory
 from geventws.switching import current, switch
 from geventws.transport import Transport, monotonic
 
@@ -42,6 +43,8 @@ log = logging.getLogger("geventws")
 
 #: Bytes that one system call may receive; the buffer is shared by all connections of a hub.
 INPUT_SIZE = 256 * 1024
+#: Bytes that one system call may receive of a large message, straight into it.
+LARGE_SIZE = 1024 * 1024
 #: System calls after which a connection with ever more input (under TLS) lets the others have their turn.
 READS_AT_A_TIME = 16
 #: Seconds that the frames of one receipt may be worked on before the other connections have their turn.
@@ -306,8 +309,12 @@ class Connection:
     def _read(self) -> None:
         transport = self.transport
         for _ in range(READS_AT_A_TIME):
+            rest = None if transport.keeps_input or self.discarding else self.reader.rest()
             try:
-                count = transport.receive(self.shared)
+                if rest is None:
+                    count = transport.receive(self.shared)
+                else:
+                    count = transport.receive_into(rest, min(self.reader.remaining, LARGE_SIZE))
             except OSError:
                 self._finish()
                 return
@@ -321,7 +328,9 @@ class Connection:
             if count == 0:
                 self._end_of_input()
                 return
-            if not self.discarding:
+            if rest is not None:
+                self._take_rest(count)
+            elif not self.discarding:
                 self._feed(self.shared, 0, count)
             if self.state == CLOSED or self.paused or not transport.keeps_input:
                 return
@@ -329,6 +338,19 @@ class Connection:
             self.hub.loop.run_callback(self._readable)
         if transport.sending_waits_to_read:
             self.flush()
+
+    def _take_rest(self, count: int) -> None:
+        """Takes what was received straight into a large message."""
+        large = self.reader.remaining == count
+        try:
+            self.reader.took(count)
+        except ProtocolError as error:
+            self._deliver()
+            self.fail(error)
+            return
+        if large:
+            SpareMemory.of_hub(self.hub).used()
+        self._feed(self.shared, 0, 0)
 
     def _feed(self, data: bytearray, position: int, end: int) -> None:
         """Parses ``data[position:end]`` and hands on what it brings."""

@@ -9,6 +9,7 @@ cdef class Transport:
     cdef int forks
     cpdef bint inherited(self) noexcept
     cpdef Py_ssize_t receive(self, bytearray target) except -2
+    cpdef Py_ssize_t receive_into(self, Buffer target, Py_ssize_t most) except -2
     cpdef bint send(self, Buffer source) except -1
     cpdef shut_down(self)
     cpdef error(self)

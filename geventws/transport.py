@@ -80,6 +80,16 @@ class Transport:
         self.received += count
         return count
 
+    def receive_into(self, target: Buffer, most: int) -> int:
+        """Receives behind what ``target`` holds, at most ``most`` bytes and what it has room for; as `receive`."""
+        try:
+            data = self.socket.recv(min(most, target.room()))
+        except BlockingIOError:
+            return -1
+        self.received += len(data)
+        target.append(data)
+        return len(data)
+
     def send(self, source: Buffer) -> bool:
         """Sends from ``source`` what the socket takes; tells whether that was all. Raises ``OSError``."""
         if source:

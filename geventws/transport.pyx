@@ -87,6 +87,20 @@ cdef class Transport:
             if errno != EINTR:
                 PyErr_SetFromErrno(OSError)
 
+    cpdef Py_ssize_t receive_into(self, Buffer target, Py_ssize_t most) except -2:
+        cdef ssize_t got
+        most = min(most, target.capacity - target.end)
+        while True:
+            got = recv(self.descriptor, target._data() + target.end, most, 0)
+            if got >= 0:
+                self.received += got
+                target.end += got
+                return got
+            if errno == EAGAIN:
+                return -1
+            if errno != EINTR:
+                PyErr_SetFromErrno(OSError)
+
     cpdef bint send(self, Buffer source) except -1:
         cdef iovec parts[3]
         cdef ssize_t written

@@ -34,6 +34,7 @@ ROOMS = [
     "upgrade",
     # One socket.
     "schedule",
+    "spare_memory",
     "switching",
     "transport",
     "tls",

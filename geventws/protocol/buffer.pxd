@@ -20,6 +20,8 @@ cdef class Buffer:
     cpdef consume(self, Py_ssize_t count)
     cpdef bytes take_bytes(self)
     cpdef str take_text(self)
+    cpdef unmask_last(self, Py_ssize_t count, unsigned int key, Py_ssize_t offset)
+    cpdef Py_ssize_t room(self) noexcept
     cpdef bint is_ascii(self) noexcept
     cpdef clear(self)
     cdef void _header(self, int first, Py_ssize_t length, int mask_bit) noexcept
@@ -32,6 +34,8 @@ cdef class Utf8Validator:
     cdef bint _begin(self, unsigned char byte) noexcept
 
 
+cpdef keep_freed_memory()
+cpdef give_back_freed_memory()
 cpdef str unmasked_text(bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key)
 cpdef Py_ssize_t memory_of_text(str text) noexcept
 cpdef bytes copy_bytes(bytearray data, Py_ssize_t start, Py_ssize_t end)

@@ -8,7 +8,16 @@ from __future__ import annotations
 from codecs import getincrementaldecoder
 from os import urandom
 
-__all__ = ["Buffer", "Utf8Validator", "copy_bytes", "memory_of_text", "unmasked_bytes", "unmasked_text"]
+__all__ = [
+    "Buffer",
+    "Utf8Validator",
+    "copy_bytes",
+    "give_back_freed_memory",
+    "keep_freed_memory",
+    "memory_of_text",
+    "unmasked_bytes",
+    "unmasked_text",
+]
 
 BytesLike = bytes | bytearray | memoryview
 
@@ -61,8 +70,19 @@ class Buffer:
         self._data += piece
         self._ascii = self._ascii and piece.isascii()
 
+    def room(self) -> int:
+        """Bytes that can be received behind those held without moving them; the uncompiled form always can."""
+        return 1 << 62
+
+    def unmask_last(self, count: int, key: int, offset: int) -> None:
+        """Unmasks the last ``count`` bytes where they lie; ``offset`` as in `append_unmasked`."""
+        start = len(self._data) - count
+        piece = _xor(self._data[start:], key, offset)
+        self._data[start:] = piece
+        self._ascii = self._ascii and piece.isascii()
+
     def is_ascii(self) -> bool:
-        """Whether all is known to be ASCII, of what `append_unmasked` brought since the buffer was empty."""
+        """Whether all is known to be ASCII, of what was unmasked here since the buffer was empty."""
         return self._ascii
 
     def peek(self, most: int) -> bytes:
@@ -113,6 +133,14 @@ class Utf8Validator:
         # Python's decoder waits for the last byte of a surrogate before it refuses it.
         held = self._decoder.getstate()[0]
         return not (len(held) > 1 and held[0] == 0xED and held[1] >= 0xA0)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep up to 64 MiB of freed memory for the next large messages, rather than have it zeroed each time."""
+
+
+def give_back_freed_memory() -> None:
+    """Gives freed memory back to the system."""
 
 
 def memory_of_text(text: str) -> int:

@@ -68,6 +68,33 @@ cdef extern from *:
     ) noexcept nogil
 
 
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #if defined(__GLIBC__)
+    #include <malloc.h>
+    static void geventws_keep_freed_memory(void) {
+        mallopt(M_MMAP_THRESHOLD, 32 * 1024 * 1024);
+        mallopt(M_TRIM_THRESHOLD, 64 * 1024 * 1024);
+    }
+    static void geventws_give_back_freed_memory(void) { malloc_trim(0); }
+    #else
+    static void geventws_keep_freed_memory(void) {}
+    static void geventws_give_back_freed_memory(void) {}
+    #endif
+    """
+    void geventws_keep_freed_memory() noexcept
+    void geventws_give_back_freed_memory() noexcept nogil
+
+
+cpdef keep_freed_memory():
+    geventws_keep_freed_memory()
+
+
+cpdef give_back_freed_memory():
+    geventws_give_back_freed_memory()
+
+
 cdef class Buffer:
     # Bytes in `store`, and at `mark` among them at most one large payload that stays where it lies.
 
@@ -206,6 +233,15 @@ cdef class Buffer:
             <uint8_t*> self._data() + self.end, <uint8_t*> PyByteArray_AS_STRING(data) + start, count, key, offset
         )
         self.end += count
+
+    cpdef unmask_last(self, Py_ssize_t count, unsigned int key, Py_ssize_t offset):
+        cdef uint8_t* place
+        if count:
+            place = <uint8_t*> self._data() + self.end - count
+            self.ascii &= xor_copy(place, place, count, key, offset)
+
+    cpdef Py_ssize_t room(self) noexcept:
+        return self.capacity - self.end
 
     cpdef bint is_ascii(self) noexcept:
         return self.ascii

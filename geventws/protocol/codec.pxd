@@ -3,7 +3,7 @@ cimport cython
 from geventws.protocol.buffer cimport Buffer, Utf8Validator, copy_bytes, memory_of_text, unmasked_bytes, unmasked_text
 
 
-cdef int MESSAGE_COST, FRAME_COST, FRAMES_AT_A_TIME, MAX_HEADER
+cdef int MESSAGE_COST, FRAME_COST, FRAMES_AT_A_TIME, MAX_HEADER, LARGE_REST
 
 
 cdef class Reader:
@@ -19,7 +19,8 @@ cdef class Reader:
     cdef int rsv_allowed, first, message_opcode
     cdef bint counted
     cdef unsigned int key
-    cdef Py_ssize_t head, remaining, offset, fragments
+    cdef readonly Py_ssize_t remaining
+    cdef Py_ssize_t head, offset, fragments
     cdef bytes partial
     cdef Buffer payload, message
     cdef Utf8Validator utf8
@@ -37,8 +38,15 @@ cdef class Reader:
     cdef int _check_limits(self, int first, Py_ssize_t length) except -1
     @cython.locals(stop=Py_ssize_t, first=int)
     cdef Py_ssize_t _begin_payload(self, bytearray data, Py_ssize_t position, Py_ssize_t end) except -1
-    @cython.locals(first=int, whole_messages=cython.bint, data_frame=cython.bint, target=Buffer, count=Py_ssize_t, before=Py_ssize_t)
+    @cython.locals(target=Buffer)
+    cpdef Buffer rest(self)
+    @cython.locals(target=Buffer)
+    cpdef took(self, Py_ssize_t count)
+    cdef Buffer _target(self)
+    @cython.locals(target=Buffer, count=Py_ssize_t, before=Py_ssize_t)
     cdef Py_ssize_t _read_payload(self, bytearray data, Py_ssize_t position, Py_ssize_t end) except -1
+    @cython.locals(first=int, data_frame=cython.bint)
+    cdef int _took(self, Buffer target, Py_ssize_t before, Py_ssize_t count) except -1
     cdef int _check_text(self, Buffer target, Py_ssize_t before) except -1
     @cython.locals(first=int, before=Py_ssize_t)
     cdef int _end_frame(self, bytes payload) except -1

@@ -34,6 +34,8 @@ MESSAGE_COST = 64
 FRAME_COST = 96
 #: Frames after which `feed` returns, so that its caller can look at the clock.
 FRAMES_AT_A_TIME = 512
+#: Of a payload that has so much to come, the rest is received straight into the message.
+LARGE_REST = 64 * 1024
 #: The longest header: two bytes, a length of 64 bits, a mask.
 MAX_HEADER = 14
 
@@ -292,25 +294,46 @@ class Reader:
         self.remaining = -1
         return stop
 
-    def _read_payload(self, data: bytearray, position: int, end: int) -> int:
-        """Takes what is here of a frame's payload."""
-        first = self.first
-        whole_messages = not self.raw and not self.extensions
-        data_frame = first & 0x0F < 8
-        if data_frame and whole_messages:
+    def rest(self) -> Buffer | None:
+        """Where the rest of a large payload is received to, for `took`; None where no such one is under way."""
+        if self.remaining < LARGE_REST or self.offset == 0 or not self.open:
+            return None
+        target = self._target()
+        if target.room() < LARGE_REST:
+            target.expect(min(self.remaining, 16 * target.length()))
+        return target
+
+    def took(self, count: int) -> None:
+        """Takes ``count`` bytes of the payload under way that were received behind what `rest` gave holds."""
+        target = self._target()
+        target.unmask_last(count, 0 if self.client else self.key, self.offset)
+        self._took(target, target.length() - count, count)
+
+    def _target(self) -> Buffer:
+        """The buffer that the payload under way goes to."""
+        if self.first & 0x0F < 8 and not self.raw and not self.extensions:
             if self.message is None:
                 self.message = Buffer()
-            target = self.message
-        else:
-            if self.payload is None:
-                self.payload = Buffer()
-            target = self.payload
+            return self.message
+        if self.payload is None:
+            self.payload = Buffer()
+        return self.payload
+
+    def _read_payload(self, data: bytearray, position: int, end: int) -> int:
+        """Takes what is here of a frame's payload."""
+        target = self._target()
         count = min(self.remaining, end - position)
         before = target.length()
         # Room for the whole payload saves moving it while it grows; but only in proportion to what really came.
         if self.remaining > count:
             target.expect(min(self.remaining, 16 * (before + count)))
         target.append_unmasked(data, position, position + count, 0 if self.client else self.key, self.offset)
+        self._took(target, before, count)
+        return position + count
+
+    def _took(self, target: Buffer, before: int, count: int) -> None:
+        first = self.first
+        data_frame = first & 0x0F < 8
         self.remaining -= count
         self.offset += count
         if data_frame:
@@ -322,12 +345,11 @@ class Reader:
             self.remaining = -1
             if not data_frame:
                 self._control(first, target.take_bytes())
-            elif whole_messages:
+            elif not self.raw and not self.extensions:
                 if first & 0x80:
                     self._end_message()
             else:
                 self._end_frame(target.take_bytes())
-        return position + count
 
     def _check_text(self, target: Buffer, before: int) -> None:
         if self.message_opcode == 1 and (self.utf8 is not None or not target.is_ascii()):
