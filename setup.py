@@ -11,6 +11,7 @@ SOURCES = {
     "geventws.protocol.codec": "geventws/protocol/codec.py",
     "geventws.transport": "geventws/transport.pyx",
     "geventws.switching": "geventws/switching.pyx",
+    "geventws.arrivals": "geventws/arrivals.py",
     "geventws.connection": "geventws/connection.py",
     "geventws.session": "geventws/session.py",
     "geventws.topics.broadcasting": "geventws/topics/broadcasting.py",

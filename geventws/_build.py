@@ -23,6 +23,7 @@ COMPILED_MODULES = (
     "geventws.protocol.codec",
     "geventws.switching",
     "geventws.transport",
+    "geventws.arrivals",
     "geventws.connection",
     "geventws.session",
     "geventws.topics.broadcasting",

@@ -1,5 +1,6 @@
 cimport cython
 
+from geventws.arrivals cimport Arrivals
 from geventws.protocol.buffer cimport Buffer
 from geventws.protocol.codec cimport Reader
 from geventws.switching cimport current, switch
@@ -26,6 +27,7 @@ cdef class Connection:
     cdef readonly object hub, read_watcher, write_watcher, receiver
     cdef readonly bint input_over
     cdef bytearray shared
+    cdef Arrivals arrivals
     cdef bytes held
     cdef bint gathering, resting, discarding, ended, in_hub
     cdef double turn_ends, message_timeout, message_since, paused_since

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import GreenletExit, Timeout, get_hub
 from gevent.event import Event
 
+from geventws.arrivals import Arrivals
 from geventws.errors import ConnectionClosed, ProtocolError, UsageError
 from geventws.frames import CloseCode, CloseReason, Frame
 from geventws.protocol.buffer import Buffer
@@ -108,6 +109,7 @@ class Connection:
         self.alive = True
         self.hub: Any = None
         self.shared: bytearray = None  # type: ignore[assignment]
+        self.arrivals: Arrivals = None  # type: ignore[assignment]
         self.receiver: Any = None
         self.gathering = False
         self.turn_ends = 0.0
@@ -161,7 +163,9 @@ class Connection:
         shared = self.hub.__dict__.get("geventws_input")
         if shared is None:
             shared = self.hub.geventws_input = bytearray(INPUT_SIZE)
+            self.hub.geventws_arrivals = Arrivals(self.hub)
         self.shared = shared
+        self.arrivals = self.hub.geventws_arrivals
         self.reader = Reader(
             self.output,
             self.client,
@@ -262,6 +266,11 @@ class Connection:
 
     def _readable(self) -> None:
         """The read watcher's callback."""
+        if not self.arrivals.wait(self):
+            self._run_for_hub(READING)
+
+    def read_in_turn(self) -> None:
+        """Called in the hub when it is this connection's turn."""
         self._run_for_hub(READING)
 
     def _writable(self) -> None:
@@ -335,7 +344,7 @@ class Connection:
             if self.state == CLOSED or self.paused or not transport.keeps_input:
                 return
         else:
-            self.hub.loop.run_callback(self._readable)
+            self.hub.loop.run_callback(self.read_in_turn)
         if transport.sending_waits_to_read:
             self.flush()
 
@@ -434,7 +443,7 @@ class Connection:
         if not self.paused and self.read_watcher is not None:
             self.read_watcher.start(self._readable)
             if self.transport.keeps_input:
-                self.hub.loop.run_callback(self._readable)
+                self.hub.loop.run_callback(self.read_in_turn)
 
     def _resume_soon(self) -> None:
         """Reads on when the others have had their turn; a handler that takes messages does so before."""

@@ -35,6 +35,7 @@ ROOMS = [
     # One socket.
     "schedule",
     "spare_memory",
+    "arrivals",
     "switching",
     "transport",
     "tls",

@@ -1108,3 +1108,72 @@ class TestFirstUse:
             peer.accepted()
             assert peer.frame() == (0x81, b"a")
             peer.closed_with(3001)
+
+
+class TestLargeMessages:
+    """Messages whose rest is received straight into them, over the socket in pieces of all sizes."""
+
+    TEXT = "aé€😀" * 40_000
+
+    @pytest.mark.parametrize("piece", [10_007, 65_536, 262_144, 10**7])
+    def test_text_binary_and_what_is_behind(self, piece: int) -> None:
+        text = self.TEXT.encode()
+        binary = bytes(range(256)) * 3000
+        data = frame(TEXT, text) + frame(PING, b"?") + frame(BINARY, binary) + frame(TEXT, b"a" * 200_000) + frame(TEXT)
+        got: list[Any] = []
+
+        def handler(session: Any) -> None:
+            got.extend(session)
+
+        def script(peer: Peer) -> None:
+            for start in range(0, len(data), piece):
+                peer.send(data[start : start + piece])
+            assert peer.frame() == (0x8A, b"?")
+            peer.send(close_frame())
+            peer.closed_with(1000)
+
+        run(handler, script, max_frame_size=4 * 1024 * 1024, read_limit=4 * 1024 * 1024)
+        assert got == [self.TEXT, binary, "a" * 200_000, ""]
+
+    @pytest.mark.parametrize("fin", [True, False])
+    def test_text_that_is_no_utf8_is_refused(self, fin: bool) -> None:
+        text = self.TEXT.encode()
+        broken = text[:300_000] + b"\xff" + text[300_001:]
+
+        def script(peer: Peer) -> None:
+            peer.send(frame(TEXT, broken, fin=fin))
+            peer.closed_with(1007)
+
+        run(echo, script)
+
+    def test_fragments_that_cut_a_character(self) -> None:
+        text = self.TEXT.encode()
+        cut = 200_002
+        assert text[cut] & 0xC0 == 0x80
+
+        def script(peer: Peer) -> None:
+            peer.send(frame(TEXT, text[:cut], fin=False) + frame(PING) + frame(CONTINUATION, text[cut:]))
+            assert peer.frame() == (0x8A, b"")
+            assert peer.frame() == (0x81, text)
+            peer.send(close_frame())
+            peer.closed_with(1000)
+
+        run(echo, script)
+
+    def test_a_peer_that_is_lost_within(self) -> None:
+        def script(peer: Peer) -> None:
+            peer.send(frame(BINARY, bytes(900_000))[:500_000])
+            peer.reset()
+
+        assert run(echo, script).code == 1006
+
+    def test_raw_frames(self) -> None:
+        def handler(session: Any) -> Any:
+            return [session.receive() for _ in range(2)]
+
+        def script(peer: Peer) -> None:
+            peer.send(frame(BINARY, bytes(range(250)) * 2000, fin=False) + frame(CONTINUATION, b"end"))
+
+        frames = run(handler, script, raw=True)
+        assert [(got.opcode, len(got.payload), got.fin) for got in frames] == [(2, 500_000, False), (0, 3, True)]
+        assert frames[0].payload == bytes(range(250)) * 2000
