@@ -19,4 +19,4 @@ def echo(session: geventws.DefaultWebSocketServerSession) -> None:
 
 
 if __name__ == "__main__":
-    geventws.WSGIServer(("127.0.0.1", int(sys.argv[1])), app).serve_forever()
+    geventws.WSGIServer(("127.0.0.1", int(sys.argv[1])), app, log=None).serve_forever()
