@@ -27,6 +27,7 @@ from geventws.upgrade import KEY, Outcome
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+    from geventws.protocol.extensions import ExtensionSession
     from geventws.protocol.handshake import Handshake
     from geventws.upgrade import Upgrade
 
@@ -115,10 +116,14 @@ class ServerCall:
             offered = ", ".join(handshake.protocols) or "none"
             raise ValueError(f"protocol {protocol!r} is not among those that the client offered: {offered}")
         extensions = session.connection.settings.extensions
-        answer, encoders = negotiate(handshake.extensions, extensions)
-        names = {element.partition(";")[0].strip() for element in (answer or "").split(",")}
-        rsv = sum(extension.rsv for extension in extensions if extension.name in names)
-        pairs = [*_pairs(headers), *self.headers()]
+        answer: str | None = None
+        encoders: Sequence[ExtensionSession] = ()
+        rsv = 0
+        if extensions and handshake.extensions:
+            answer, encoders = negotiate(handshake.extensions, extensions)
+            names = {element.partition(";")[0].strip() for element in (answer or "").split(",")}
+            rsv = sum(extension.rsv for extension in extensions if extension.name in names)
+        pairs = [*(_pairs(headers) if headers != () else ()), *self.headers()]
         connection = session.connection
         if connection.state != State.CONNECTING and protocol is None and not headers:
             # A framework's headers may have to be waited for, and meanwhile another greenlet used the session first.

@@ -318,7 +318,7 @@ class Connection:
     def _read(self) -> None:
         transport = self.transport
         for _ in range(READS_AT_A_TIME):
-            rest = None if transport.keeps_input or self.discarding else self.reader.rest()
+            rest = None if transport.encrypted or self.discarding else self.reader.rest()
             try:
                 if rest is None:
                     count = transport.receive(self.shared)

@@ -84,6 +84,8 @@ class RequestHead(NamedTuple):
         connection = self.fields.get("HTTP_CONNECTION")
         if connection is None:
             return self.version == "HTTP/1.0"
+        if connection == "Upgrade":
+            return self.version == "HTTP/1.0"
         options = [option.strip(" \t") for option in connection.lower().split(",")]
         return "close" in options or (self.version == "HTTP/1.0" and "keep-alive" not in options)
 

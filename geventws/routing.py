@@ -35,6 +35,10 @@ F = TypeVar("F", bound=Handler)
 #: The options of a route that go to Werkzeug's Rule.
 RULE_OPTIONS = frozenset({"defaults", "subdomain", "host", "strict_slashes", "merge_slashes", "build_only"})
 
+#: Rules that an app remembers by host and path, and characters of those.
+_REMEMBERED = 256
+_REMEMBERED_LENGTH = 256
+
 _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
 
@@ -350,6 +354,8 @@ class WebSockets(RouteTable):
         self.settings = Settings().override(**settings)
         self._map = Map()
         self._index = RouteIndex(self.settings)
+        # Hosts and paths of late, whose rules have no values: a match alone takes longer than the rest of a request.
+        self._known: dict[tuple[str | None, str | None], Rule] = {}
         self._endpoints: set[str] = set()
         self._blueprints: set[str] = set()
 
@@ -363,6 +369,7 @@ class WebSockets(RouteTable):
             )
         rule = Rule(_prefixed(prefix, route.rule), endpoint=endpoint, websocket=True, **route.rule_options)
         self._map.add(rule)
+        self._known.clear()
         self._index.add(rule, route)
         self._endpoints.add(endpoint)
 
@@ -396,7 +403,7 @@ class WebSockets(RouteTable):
         answer: Any
         try:
             # Matched as a WebSocket whatever the headers say, so that an incomplete handshake is told what it lacks.
-            rule, values = self._map.bind_to_environ(environ).match(websocket=True, return_rule=True)
+            rule, values = self._match(environ)
         except NotFound as error:
             environ[CALL_KEY] = self._call
             answer = error if self.app is None else self.app
@@ -410,6 +417,19 @@ class WebSockets(RouteTable):
             except HandshakeError as error:
                 answer = refusal(error, environ)
         return finish(answer, environ, start_response)
+
+    def _match(self, environ: WSGIEnvironment) -> tuple[Rule, Mapping[str, Any]]:
+        """The rule of a request's path, and its values; raises Werkzeug's errors."""
+        place = (environ.get("HTTP_HOST"), environ.get("PATH_INFO"))
+        rule = self._known.get(place)
+        if rule is not None:
+            return rule, {}
+        rule, values = self._map.bind_to_environ(environ).match(websocket=True, return_rule=True)
+        if not values and len(place[0] or "") + len(place[1] or "") < _REMEMBERED_LENGTH:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[place] = rule
+        return rule, values
 
     def _call(self, environ: WSGIEnvironment) -> ServerCall:
         return ServerCall(environ, self, self.settings)

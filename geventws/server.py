@@ -23,12 +23,14 @@ from gevent import pywsgi
 from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.ssl import SSLContext, SSLSocket
+from greenlet import greenlet
 
 from geventws.accepting import Acceptor, Waiting, WaitingRoom
 from geventws.errors import UsageError
 from geventws.frames import CloseCode
 from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
 from geventws.peer_log import PeerLog
+from geventws.switching import start
 from geventws.upgrade import KEY, NO_INPUT, Outcome, Upgrade, flatten, lighten, names_websocket, unwrap
 
 __all__ = ["WSGIServer"]
@@ -65,6 +67,12 @@ _REASONS = {
     503: "Service Unavailable",
     505: "HTTP Version Not Supported",
 }
+
+
+def spawn(function: Callable[..., object], *arguments: Any) -> None:
+    """Runs ``function`` in a greenlet: a plain one, which is smaller and switched to faster, as nobody links to it."""
+    hub = gevent.get_hub()
+    hub.loop.run_callback(start, greenlet(function, hub), *arguments)
 
 
 def shake_hands(server: Any, sock: Any, waiting: Waiting, timeout: float | None) -> Any:
@@ -430,8 +438,7 @@ class WSGIServer(Acceptor, pywsgi.WSGIServer):
     """
 
     handler_class: Any = WSGIHandler
-    # A raw greenlet is a kilobyte smaller, and nobody links to these.
-    _spawn: Any = staticmethod(gevent.spawn_raw)
+    _spawn: Any = staticmethod(spawn)
     wrap_socket: Any
     ssl_args: Any
     socket: Any

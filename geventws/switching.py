@@ -9,7 +9,7 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-__all__ = ["current", "switch"]
+__all__ = ["current", "start", "switch"]
 
 _switch = greenlet.switch
 
@@ -25,3 +25,12 @@ def switch(target: Any) -> None:
     Unlike gevent's ``Hub.switch`` it does not look whether the hub itself is to wait: that is the caller's to know.
     """
     _switch(target)
+
+
+def start(target: Any, *arguments: Any) -> None:
+    """Begins a new greenlet, in the hub.
+
+    The compiled form does so from further down on the stack. A greenlet that begins where the hub's callbacks reach as
+    well makes each switch save and restore what the hub has there: a tenth of the instructions of a message.
+    """
+    _switch(target, *arguments)

@@ -21,7 +21,7 @@ class TLSTransport(Transport):
         super().__init__(socket)
         self._tls = socket._sslobj
         self._refused = b""
-        self.keeps_input = True
+        self.keeps_input = self.encrypted = True
 
     def receive(self, target: bytearray) -> int:
         """As `Transport.receive`, in plain text."""
@@ -37,6 +37,8 @@ class TLSTransport(Transport):
         except (SSLZeroReturnError, SSLEOFError):
             return 0
         self.received += count
+        # Behind a whole record there may be more at hand. Asking where there is none would raise each time.
+        self.keeps_input = count >= RECORD or self._tls.pending() > 0
         return count
 
     def send(self, source: Buffer) -> bool:

@@ -4,7 +4,7 @@ from geventws.protocol.buffer cimport Buffer
 cdef class Transport:
     cdef readonly object socket
     cdef readonly int descriptor
-    cdef public bint keeps_input, receiving_waits_to_write, sending_waits_to_read
+    cdef public bint keeps_input, encrypted, receiving_waits_to_write, sending_waits_to_read
     cdef public long long received, sent
     cdef int forks
     cpdef bint inherited(self) noexcept

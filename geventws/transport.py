@@ -42,6 +42,7 @@ class Transport:
     __slots__ = (
         "_forks",
         "descriptor",
+        "encrypted",
         "keeps_input",
         "received",
         "receiving_waits_to_write",
@@ -55,6 +56,8 @@ class Transport:
         self.descriptor: int = socket.fileno()
         #: Whether input can wait inside (TLS), where the hub doesn't see it: then receive until there is none.
         self.keeps_input = False
+        #: Whether `receive_into` can't be used.
+        self.encrypted = False
         #: What the last call lacked, where that was the other direction (TLS): the hub has to watch for that one.
         self.receiving_waits_to_write = False
         self.sending_waits_to_read = False

@@ -68,7 +68,7 @@ cdef class Transport:
     def __init__(self, socket):
         self.socket = socket
         self.descriptor = socket.fileno()
-        self.keeps_input = self.receiving_waits_to_write = self.sending_waits_to_read = False
+        self.keeps_input = self.encrypted = self.receiving_waits_to_write = self.sending_waits_to_read = False
         self.received = self.sent = 0
         self.forks = _forks
 

@@ -6,11 +6,12 @@ follows.
 
 from __future__ import annotations
 
-from _socket import socket as RawSocket
 from collections.abc import Callable
 from sys import intern
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
+
+from gevent._socket3 import _closedsocket
 
 from geventws.errors import UsageError
 
@@ -23,25 +24,31 @@ KEY = "geventws.upgrade"
 _USELESS = ("wsgi.early_hints", "gunicorn.socket", "gunicorn.sock")
 
 #: Whose values many clients have in common. Their sessions share one string.
-_COMMON = (
-    "HTTP_ACCEPT_ENCODING",
-    "HTTP_ACCEPT_LANGUAGE",
-    "HTTP_CACHE_CONTROL",
-    "HTTP_CONNECTION",
-    "HTTP_HOST",
-    "HTTP_ORIGIN",
-    "HTTP_PRAGMA",
-    "HTTP_SEC_WEBSOCKET_EXTENSIONS",
-    "HTTP_SEC_WEBSOCKET_PROTOCOL",
-    "HTTP_SEC_WEBSOCKET_VERSION",
-    "HTTP_UPGRADE",
-    "HTTP_USER_AGENT",
-    "PATH_INFO",
-    "RAW_URI",
-    "REMOTE_ADDR",
-    "REQUEST_METHOD",
-    "SERVER_PROTOCOL",
+_COMMON = frozenset(
+    (
+        "HTTP_ACCEPT_ENCODING",
+        "HTTP_ACCEPT_LANGUAGE",
+        "HTTP_CACHE_CONTROL",
+        "HTTP_CONNECTION",
+        "HTTP_HOST",
+        "HTTP_ORIGIN",
+        "HTTP_PRAGMA",
+        "HTTP_SEC_WEBSOCKET_EXTENSIONS",
+        "HTTP_SEC_WEBSOCKET_PROTOCOL",
+        "HTTP_SEC_WEBSOCKET_VERSION",
+        "HTTP_UPGRADE",
+        "HTTP_USER_AGENT",
+        "PATH_INFO",
+        "RAW_URI",
+        "REMOTE_ADDR",
+        "REQUEST_METHOD",
+        "SERVER_PROTOCOL",
+    )
 )
+
+
+#: What a gevent socket has in place of its own when that is taken.
+_GONE = _closedsocket(-1, -1, -1, None, "detached")
 
 
 class Outcome(NamedTuple):
@@ -103,7 +110,9 @@ class Upgrade:
 
 def names_websocket(upgrade: str | None) -> bool:
     """Tells whether an Upgrade field's value names the websocket protocol (RFC 6455 4.2.1)."""
-    return upgrade is not None and any(token.strip(" \t").lower() == "websocket" for token in upgrade.split(","))
+    if upgrade is None or upgrade == "websocket":
+        return upgrade is not None
+    return any(token.strip(" \t").lower() == "websocket" for token in upgrade.split(","))
 
 
 def flatten(application: Any) -> Any:
@@ -116,9 +125,10 @@ def unwrap(sock: Any) -> Any:
     """What `Upgrade.take` gives for a gevent ``sock``. The wrapper of a plain one is dead afterwards."""
     if getattr(sock, "_sslobj", None) is not None:
         return sock
-    inner = sock._sock
-    raw = RawSocket(inner.family, inner.type, inner.proto, sock.detach())
-    raw.setblocking(False)
+    # As its close() does, but for the descriptor: a new socket object would take system calls.
+    raw = sock._sock
+    sock._drop_events_and_close(closefd=False)
+    sock._sock = _GONE
     return raw
 
 
@@ -155,11 +165,11 @@ def lighten(environ: dict[str, Any]) -> None:
     for key in _USELESS:
         environ.pop(key, None)
     environ["wsgi.input"] = NO_INPUT
-    for key in _COMMON:
-        value = environ.get(key)
-        if type(value) is str:
-            environ[key] = intern(value)
     kept = environ.copy()
+    for key in _COMMON & kept.keys():
+        value = kept[key]
+        if type(value) is str:
+            kept[key] = intern(value)
     # A dict that grew key by key has up to twice the room it needs; one that is updated while empty has not.
     environ.clear()
     environ.update(kept)

@@ -9,10 +9,15 @@ import re
 from binascii import b2a_base64
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from hashlib import sha1
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from geventws.errors import HandshakeError
+
+try:
+    # For so few bytes OpenSSL's, with what it sets up and looks up each time, takes several times as long.
+    from _sha1 import sha1
+except ImportError:
+    from hashlib import sha1
 
 if TYPE_CHECKING:
     from geventws.protocol.extensions import Extension, ExtensionSession
@@ -42,6 +47,9 @@ _MAX_CUT = 40
 
 # RFC 6455 1.3.
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+# Characters of an Origin and a Host whose comparison is remembered.
+_REMEMBERED_LENGTH = 256
 
 _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _is_key = re.compile(r"[+/0-9A-Za-z]{22}==").fullmatch
@@ -235,7 +243,9 @@ def check_origin(environ: Mapping[str, Any], origins: Literal["same"] | tuple[st
     if origin is None:
         return
     if origins == "same":
-        allowed = _is_same_host(origin, environ.get("HTTP_HOST", ""))
+        host = environ.get("HTTP_HOST", "")
+        known = len(origin) + len(host) < _REMEMBERED_LENGTH
+        allowed = _is_known_to_be_same(origin, host) if known else _is_same_host(origin, host)
     else:
         allowed = _serialise_origin(origin) in _serialise_origins(origins)
     if not allowed:
@@ -256,6 +266,9 @@ def _is_same_host(origin: str, host: str) -> bool:
         and parsed[2].lower() == authority[1].lower()
         and int(parsed[3] or default) == int(authority[2] or default)
     )
+
+
+_is_known_to_be_same = lru_cache(maxsize=64)(_is_same_host)
 
 
 def _serialise_origin(origin: str) -> str:
@@ -382,6 +395,8 @@ def _elements(value: str) -> list[str]:
 
 def _lists(value: str, token: str) -> bool:
     """Tells whether a comma-separated header lists ``token``, in whatever case."""
+    if value == token:
+        return True
     value = value.lower()
     return value == token or token in _elements(value)
 
