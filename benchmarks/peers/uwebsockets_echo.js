@@ -1,4 +1,4 @@
-// Echo on uWebSockets (C++), by its Node addon: node uwebsockets_echo.js PORT
+// Echo, and a publisher to all, on uWebSockets (C++), by its Node addon: node uwebsockets_echo.js PORT
 "use strict";
 
 const uws = require("uwebsockets");
@@ -6,12 +6,27 @@ const uws = require("uwebsockets");
 const port = Number(process.argv[2]);
 const deflate = process.env.BENCHMARK_DEFLATE === "1";
 
-uws
-  .App()
+const tls = process.env.BENCHMARK_TLS;
+const app = tls ? uws.SSLApp({ cert_file_name: `${tls}/cert.pem`, key_file_name: `${tls}/key.pem` }) : uws.App();
+
+const settings = {
+  maxPayloadLength: 16 * 1024 * 1024,
+  maxBackpressure: 64 * 1024 * 1024,
+  compression: deflate ? uws.SHARED_COMPRESSOR | uws.SHARED_DECOMPRESSOR : uws.DISABLED,
+};
+
+app
+  .ws("/publish", {
+    ...settings,
+    open: (session) => {
+      session.subscribe("all");
+    },
+    message: (session, message, isBinary) => {
+      app.publish("all", message, isBinary);
+    },
+  })
   .ws("/*", {
-    maxPayloadLength: 16 * 1024 * 1024,
-    maxBackpressure: 64 * 1024 * 1024,
-    compression: deflate ? uws.SHARED_COMPRESSOR | uws.SHARED_DECOMPRESSOR : uws.DISABLED,
+    ...settings,
     message: (session, message, isBinary) => {
       session.send(message, isBinary, deflate);
     },

@@ -1,4 +1,4 @@
-"""Our echo as a Flask route: python flask_echo.py PORT, or gunicorn -k geventws.Worker flask_echo:app."""
+"""Our echo, and a publisher to all, as Flask routes: python flask_echo.py PORT, or gunicorn -k geventws.Worker flask_echo:app."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import geventws
 from geventws.flask import WebSockets
 
 EXTENSIONS = (geventws.PermessageDeflate(),) if os.environ.get("BENCHMARK_DEFLATE") == "1" else ()
+TLS = os.environ.get("BENCHMARK_TLS")
 
 app = Flask(__name__)
 sockets = WebSockets(app, max_frame_size=16 * 1024 * 1024, extensions=EXTENSIONS)
+
+subscribers: set[geventws.DefaultWebSocketServerSession] = set()
 
 
 @sockets.route("/")
@@ -22,5 +25,18 @@ def echo(session: geventws.DefaultWebSocketServerSession) -> None:
         session.send(message)
 
 
+@sockets.route("/publish")
+def publish(session: geventws.DefaultWebSocketServerSession) -> None:
+    """Sends each message that comes in to everybody here."""
+    session.accept()
+    subscribers.add(session)
+    try:
+        for message in session:
+            geventws.broadcast(subscribers, message)
+    finally:
+        subscribers.discard(session)
+
+
 if __name__ == "__main__":
-    geventws.WSGIServer(("127.0.0.1", int(sys.argv[1])), app, log=None).serve_forever()
+    tls = {"certfile": f"{TLS}/cert.pem", "keyfile": f"{TLS}/key.pem"} if TLS else {}
+    geventws.WSGIServer(("127.0.0.1", int(sys.argv[1])), app, log=None, **tls).serve_forever()
