@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["CONTENDERS", "HERE", "NODE", "PEERS", "PEER_PYTHON", "Contender"]
+from works import Work
+
+__all__ = ["CERTIFICATE", "CONTENDERS", "HERE", "NODE", "PEERS", "PEER_PYTHON", "Contender"]
 
 HERE = Path(__file__).resolve().parent
 #: All that is built or installed for the benchmarks; git ignores it.
 PEERS = HERE / ".peers"
 PEER_PYTHON = str(PEERS / "venv" / "bin" / "python")
+#: The folder of cert.pem and key.pem, for TLS.
+CERTIFICATE = PEERS / "tls"
 NODE = "node"
 
 
@@ -32,24 +36,41 @@ class Contender:
     environment: Mapping[str, str] = field(default_factory=dict)
     #: Whether it can do permessage-deflate.
     deflate: bool = True
+    #: Whether its script takes BENCHMARK_TLS, and has the route /publish.
+    tls: bool = False
+    publish: bool = False
+    #: What its command line has more for TLS.
+    tls_arguments: tuple[str, ...] = ()
 
     @property
     def ours(self) -> bool:
         """Whether it is geventws, and no peer."""
         return self.runtime == sys.executable
 
-    @property
-    def command(self) -> tuple[str, ...]:
-        """The whole command line, with ``{port}`` still in it."""
-        return (self.runtime, *self.arguments)
+    def lacks(self, work: Work) -> str | None:
+        """Why it can't do a work, in a few words; None where it can."""
+        if work.deflate and not self.deflate:
+            return "has no permessage-deflate"
+        if work.tls and not self.tls:
+            return "is not set up for TLS"
+        if work.mode == "publish" and not self.publish:
+            return "has no route that publishes"
+        if work.pinged and not self.ours:
+            return "does not ping every 20 s"
+        return None
 
-    def environment_for(self, deflate: bool) -> dict[str, str]:
+    def command_for(self, tls: bool) -> tuple[str, ...]:
+        """The whole command line, with ``{port}`` still in it."""
+        return (self.runtime, *self.arguments, *(self.tls_arguments if tls else ()))
+
+    def environment_for(self, deflate: bool, tls: bool = False) -> dict[str, str]:
         """The variables to start it with, over those of this process."""
         return {
             "PYTHONPATH": str(HERE.parent) if self.ours else "",
             "NODE_PATH": str(PEERS / "node" / "node_modules"),
             "NODE_ENV": "production",
             "BENCHMARK_DEFLATE": "1" if deflate else "0",
+            "BENCHMARK_TLS": str(CERTIFICATE) if tls else "",
             **self.environment,
         }
 
@@ -72,16 +93,31 @@ import {module}, geventws
 if geventws.build() != {build!r}:
     raise ImportError(f"this is the {{geventws.build()}} build; to compile: python setup.py build_ext --inplace")
 """
-    return Contender(name, remark, sys.executable, arguments, check, {"GEVENTWS_PURE": "1" if pure else ""})
+    environment = {"GEVENTWS_PURE": "1" if pure else ""}
+    # The scripts of ours read BENCHMARK_TLS themselves; gunicorn has to be told.
+    files = ("--certfile", str(CERTIFICATE / "cert.pem"), "--keyfile", str(CERTIFICATE / "key.pem"))
+    more = files if "gunicorn" in arguments else ()
+    return Contender(
+        name, remark, sys.executable, arguments, check, environment, tls=True, publish=True, tls_arguments=more
+    )
 
 
 def _node(name: str, remark: str, script: str, *needs: str) -> Contender:
     check = "; ".join(f"require({need!r})" for need in needs)
-    return Contender(name, remark, NODE, _script("peers", script), check)
+    return Contender(name, remark, NODE, _script("peers", script), check, tls=True, publish=True)
 
 
-def _peer(name: str, remark: str, arguments: tuple[str, ...], *needs: str, deflate: bool = True) -> Contender:
-    return Contender(name, remark, PEER_PYTHON, arguments, f"import {', '.join(needs)}", deflate=deflate)
+def _peer(
+    name: str,
+    remark: str,
+    arguments: tuple[str, ...],
+    *needs: str,
+    deflate: bool = True,
+    tls: bool = False,
+    publish: bool = False,
+) -> Contender:
+    check = f"import {', '.join(needs)}"
+    return Contender(name, remark, PEER_PYTHON, arguments, check, deflate=deflate, tls=tls, publish=publish)
 
 
 _ECHO = _script("servers", "echo.py")
@@ -96,7 +132,7 @@ _ALL = (
     _ours("geventws-pure", "geventws.WSGIServer, nothing compiled", _ECHO, "geventws.server", pure=True),
     _node("uwebsockets", "C++, as a Node addon", "uwebsockets_echo.js", "uwebsockets"),
     _node("ws", "Node", "ws_echo.js", "ws", "bufferutil"),
-    _peer("picows", "asyncio, Cython", _script("peers", "picows_echo.py"), "picows"),
+    _peer("picows", "asyncio, Cython", _script("peers", "picows_echo.py"), "picows", tls=True, publish=True),
     _peer("aiohttp", "asyncio, partly Cython", _script("peers", "aiohttp_echo.py"), "aiohttp"),
     _peer("websockets", "asyncio", _script("peers", "websockets_echo.py"), "websockets"),
     _peer(

@@ -10,25 +10,45 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from contenders import HERE, NODE, PEER_PYTHON, PEERS, Contender
+from contenders import CERTIFICATE, HERE, NODE, PEER_PYTHON, PEERS, Contender
 from processes import telling_line
 
-__all__ = ["build_wsload", "install", "missing"]
+__all__ = ["build_wsload", "install", "make_certificate", "missing"]
 
 _VENV = PEERS / "venv"
 _NODE = PEERS / "node"
 
 
-def build_wsload() -> Path:
-    """Compiles wsload where its source changed, and gives its path; raises ``CalledProcessError``."""
+def build_wsload() -> tuple[Path, bool]:
+    """Compiles wsload where its source changed; gives its path, and whether it speaks TLS.
+
+    Raises ``CalledProcessError``.
+    """
     source, binary = HERE / "wsload.c", PEERS / "wsload"
-    stamp = _digest(source)
-    if not binary.exists() or not _stamped(binary, stamp):
-        PEERS.mkdir(exist_ok=True)
-        _say("compiling wsload")
-        _run([os.environ.get("CC", "cc"), "-O2", "-o", str(binary), str(source), "-lz"])
-        _stamp(binary, stamp)
-    return binary
+    with_tls, without = (f"{_digest(source)} {word}" for word in ("with TLS", "without TLS"))
+    if _stamped(binary, with_tls):
+        return binary, True
+    PEERS.mkdir(exist_ok=True)
+    _say("compiling wsload")
+    command = [os.environ.get("CC", "cc"), "-O2", "-o", str(binary), str(source), "-lz"]
+    # Without OpenSSL's headers this is tried each time, so that they can be installed later.
+    tried = subprocess.run([*command, "-DWSLOAD_TLS", "-lssl", "-lcrypto"], capture_output=True)
+    if tried.returncode:
+        _run(command)
+    _stamp(binary, without if tried.returncode else with_tls)
+    return binary, not tried.returncode
+
+
+def make_certificate() -> None:
+    """Makes the certificate of the TLS servers, once; raises ``OSError`` or ``CalledProcessError``."""
+    certificate, key = CERTIFICATE / "cert.pem", CERTIFICATE / "key.pem"
+    if certificate.exists() and key.exists():
+        return
+    CERTIFICATE.mkdir(parents=True, exist_ok=True)
+    # The kind of key that most sites have; wsload checks neither name nor issuer.
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-subj", "/CN=localhost", "-days", "3650"]
+    _run(["openssl", "req", "-x509", *kind, *names, "-keyout", str(key), "-out", str(certificate)])
 
 
 def install(contenders: Iterable[Contender]) -> None:

@@ -7,12 +7,13 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 __all__ = ["ServerFailed", "ServerProcess", "free_port", "pinned", "telling_line"]
@@ -52,7 +53,7 @@ class ServerProcess:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    def wait_ready(self, deflate: bool) -> None:
+    def wait_ready(self, deflate: bool, tls: bool = False) -> None:
         """Blocks until a handshake is answered with 101; raises ``ServerFailed``.
 
         With ``deflate`` the server must agree to it and answer a compressed message with a compressed one.
@@ -62,7 +63,7 @@ class ServerProcess:
             if self._process.poll() is not None:
                 raise ServerFailed(f"it ended with status {self._process.returncode}: {self.last_words()}")
             try:
-                _greet(self.port, deflate)
+                _greet(self.port, deflate, tls)
                 break
             except OSError as error:
                 if time.monotonic() > deadline:
@@ -153,7 +154,7 @@ def _session(leader: int) -> list[int]:
     return [pid for pid, fields in _everyone().items() if int(fields[3]) == leader and fields[0] != "Z"]
 
 
-def _greet(port: int, deflate: bool) -> None:
+def _greet(port: int, deflate: bool, tls: bool) -> None:
     """One handshake; with ``deflate`` also one message. ``OSError``: not there yet; ``ServerFailed``: it won't do."""
     key = base64.b64encode(os.urandom(16)).decode()
     request = [
@@ -166,7 +167,13 @@ def _greet(port: int, deflate: bool) -> None:
     ]
     if deflate:
         request.append("Sec-WebSocket-Extensions: permessage-deflate")
-    with socket.create_connection(("127.0.0.1", port), timeout=_STARTING) as peer:
+    with ExitStack() as stack:
+        peer = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=_STARTING))
+        if tls:
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            peer = stack.enter_context(context.wrap_socket(peer))
         peer.settimeout(_STARTING)
         peer.sendall("\r\n".join([*request, "", ""]).encode())
         stream = peer.makefile("rb")

@@ -43,7 +43,9 @@ def table(work: Work, runs: Sequence[Run], baseline: str) -> str:
     """One work's table, and under it what went wrong."""
     names = list(dict.fromkeys(run.server for run in runs))
     rows = {name: medians([run for run in runs if run.server == name]) for name in names}
-    columns = _memory_columns() if work.mode == "hold" else _speed_columns(work)
+    columns = _speed_columns(work)
+    if work.mode == "hold":
+        columns = _pinged_columns() if work.pinged else _memory_columns()
     if baseline in rows and len(rows) > 1:
         columns += _ratio_columns(work, rows[baseline])
     lines = [["server", *(heading for heading, _, _ in columns), ""]]
@@ -56,7 +58,7 @@ def table(work: Work, runs: Sequence[Run], baseline: str) -> str:
     for name, *figures, marks in lines:
         cells = [figure.rjust(width) for figure, width in zip(figures, widths[1:-1], strict=True)]
         text.append("  ".join((name.ljust(widths[0]), *cells, marks)).rstrip())
-    text += [f"{run.server}, round {run.round}: {run.outcome.upper()}: {run.remark}" for run in runs if run.remark]
+    text += [f"{run.server}, round {run.round}: {run.outcome.upper()}: {run.remark}" for run in runs if _is_told(run)]
     return "\n".join(text)
 
 
@@ -109,8 +111,13 @@ def _environment() -> dict[str, Any]:
     }
 
 
+def _is_told(run: Run) -> bool:
+    """Whether its remark has a line under the table. What a server is unable to do is told in its row."""
+    return bool(run.remark) and run.outcome != "unable"
+
+
 def _speed_columns(work: Work) -> list[Column]:
-    unit = work.unit.removesuffix("s")
+    unit = "delivery" if work.unit == "deliveries" else work.unit.removesuffix("s")
     return [
         (f"{work.unit}/s", lambda row: row["rate"], "{:,.0f}"),
         ("spread", lambda row: row["spread"], "{:.0%}"),
@@ -130,6 +137,14 @@ def _memory_columns() -> list[Column]:
     ]
 
 
+def _pinged_columns() -> list[Column]:
+    return [
+        ("connections", lambda row: row["rate"], "{:,.0f}"),
+        ("server cpu", lambda row: row["server_cpu"], "{:.2%}"),
+        ("RSS MiB", lambda row: row["rss_bytes"] and row["rss_bytes"] / 2**20, "{:,.0f}"),
+    ]
+
+
 def _ratio_columns(work: Work, base: dict[str, Any]) -> list[Column]:
     def of(name: str, more_is_better: bool) -> Callable[[dict[str, Any]], float | None]:
         def ratio(row: dict[str, Any]) -> float | None:
@@ -141,7 +156,7 @@ def _ratio_columns(work: Work, base: dict[str, Any]) -> list[Column]:
         return ratio
 
     if work.mode == "hold":
-        return [("ratio", of("connection_bytes", False), "{:.2f}")]
+        return [("ratio", of("server_cpu" if work.pinged else "connection_bytes", False), "{:.2f}")]
     return [("rate ratio", of("rate", True), "{:.2f}"), ("cpu ratio", of("server_cpu_us", False), "{:.2f}")]
 
 
@@ -152,8 +167,7 @@ def _marks(runs: Sequence[Run], client_cpu: float | None) -> list[str]:
         for name in ("wrong", "stalled", "failed")
         if name in outcomes
     ]
-    if "unable" in outcomes:
-        marks.append("has no permessage-deflate")
+    marks += dict.fromkeys(run.remark for run in runs if run.outcome == "unable")
     if client_cpu is not None and client_cpu >= _CLIENT_IS_FULL:
         marks.append("the client is the limit")
     return marks

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from contenders import CONTENDERS, Contender
-from installing import build_wsload, install, missing
+from installing import build_wsload, install, make_certificate, missing
 from measuring import Cores, Run, measure
 from report import heading, table, write_json
 from works import WORKS, Work
@@ -40,12 +40,16 @@ def main() -> int:
     works = [WORKS[name] for name in options.work]
     cores = Cores(*options.cores)
     try:
-        wsload = build_wsload()
+        wsload, speaks_tls = build_wsload()
         contenders = _available([CONTENDERS[name] for name in options.server])
     except KeyboardInterrupt:
         return 130
     except (OSError, subprocess.CalledProcessError) as error:
         _say(f"wsload can't be built (it takes a C compiler and zlib's header): {error}")
+        return 2
+    works = _possible(works, speaks_tls)
+    if not works:
+        _say("there is no work to measure")
         return 2
     if not contenders:
         _say("there is no server to measure")
@@ -86,7 +90,9 @@ def _measure_all(
 
 def _in_short(run: Run, work: Work) -> str:
     words = [] if run.outcome == "right" else [f"{run.outcome.upper()} {run.remark}".strip()]
-    if run.connection_bytes is not None:
+    if work.pinged and run.server_cpu is not None:
+        words.append(f"{run.server_cpu:.2%} of a core")
+    elif run.connection_bytes is not None:
         words.append(f"{run.connection_bytes:,.0f} bytes a connection")
     elif run.rate is not None:
         words.append(f"{run.rate:,.0f} {work.unit}/s")
@@ -102,6 +108,23 @@ def _available(contenders: Sequence[Contender]) -> list[Contender]:
         else:
             found.append(contender)
     return found
+
+
+def _possible(works: Sequence[Work], speaks_tls: bool) -> list[Work]:
+    """The works without those over TLS where there can't be any."""
+    if not any(work.tls for work in works):
+        return list(works)
+    reason = "" if speaks_tls else "wsload was compiled without OpenSSL's headers"
+    try:
+        make_certificate()
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = f"no certificate can be made: {error}"
+    if not reason:
+        return list(works)
+    for work in works:
+        if work.tls:
+            _say(f"left out: {work.name}: {reason}")
+    return [work for work in works if not work.tls]
 
 
 def _print_tables(works: Sequence[Work], runs: Sequence[Run], baseline: str) -> None:

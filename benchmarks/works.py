@@ -20,6 +20,12 @@ class Work:
     unit: str = "messages"
     #: Whether permessage-deflate is offered, and the servers run with it.
     deflate: bool = False
+    #: The route: an echo, or one that sends each message to all who are on it.
+    path: str = "/"
+    #: Whether it goes over TLS.
+    tls: bool = False
+    #: Of idle connections: whether what counts is the CPU time of keeping them alive, and not their memory.
+    pinged: bool = False
 
 
 WORKS = {
@@ -56,6 +62,29 @@ WORKS = {
             ("-c16", "-w1", "-s65536", "-z"),
             deflate=True,
         ),
-        Work("idle", "memory of idle connections", "hold", (), unit="connections"),
+        Work(
+            "tls",
+            "echo of 125 B text over TLS, 64 connections, 1 in flight",
+            "echo",
+            ("-c64", "-w1", "-s125", "-T"),
+            tls=True,
+        ),
+        Work(
+            "publish",
+            "125 B text to 500 subscribers; what counts is us/delivery, as the client is the limit",
+            "publish",
+            ("-c500", "-s125"),
+            unit="deliveries",
+            path="/publish",
+        ),
+        Work("idle", "memory of 10,000 idle connections", "hold", ("-c10000",), unit="connections"),
+        Work(
+            "pinged",
+            "CPU time of 10,000 idle connections that the server pings every 20 s",
+            "hold",
+            ("-c10000",),
+            unit="connections",
+            pinged=True,
+        ),
     )
 }

@@ -1,4 +1,7 @@
-"""Our echo, and a publisher to all, without a framework: python echo.py PORT, or gunicorn -k geventws.Worker echo:app."""
+"""Our echo, and a publisher to all, without a framework.
+
+python echo.py PORT, or gunicorn -k geventws.Worker echo:app
+"""
 
 from __future__ import annotations
 

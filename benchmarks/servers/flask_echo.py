@@ -1,4 +1,7 @@
-"""Our echo, and a publisher to all, as Flask routes: python flask_echo.py PORT, or gunicorn -k geventws.Worker flask_echo:app."""
+"""Our echo, and a publisher to all, as Flask routes.
+
+python flask_echo.py PORT, or gunicorn -k geventws.Worker flask_echo:app
+"""
 
 from __future__ import annotations
 
