@@ -44,8 +44,8 @@ WORKS: Mapping[str, tuple[str, str, tuple[str, ...], int, int]] = {
     "sessions": ("connect", "/", ("-c16", "-s125"), 300, 1),
 }
 
-# Turns and slices end by the clock, which under valgrind is always late, so that less would be gathered than is. The copy
-# that is measured has them end late.
+# Turns and slices end by the clock, which under valgrind is always late, so that less would be gathered than usual. The
+# copy that is measured has them end late.
 _CLOCKED = re.compile(r"^(TURN_SECONDS|SLICE_SECONDS) = .*$", re.MULTILINE)
 
 

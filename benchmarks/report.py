@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -101,7 +103,10 @@ def _environment() -> dict[str, Any]:
     node = shutil.which(NODE) and subprocess.run([NODE, "--version"], capture_output=True, text=True).stdout.strip()
     pins = (HERE / "peers" / "requirements.txt").read_text().splitlines()
     packages = json.loads((HERE / "peers" / "package.json").read_text())["dependencies"]
+    ours = {name: version(name) for name in ("gevent", "greenlet", "cython", "gunicorn", "flask", "werkzeug")}
     return {
+        "date": date.today().isoformat(),
+        "ours": ours,
         "cpu": cpu.group(1) if cpu else platform.machine(),
         "cores": os.cpu_count(),
         "kernel": platform.release(),

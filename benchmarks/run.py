@@ -17,6 +17,7 @@ from contenders import CONTENDERS, Contender
 from installing import build_wsload, install, make_certificate, missing
 from measuring import Cores, Run, measure
 from report import heading, table, write_json
+from targets import needed
 from works import WORKS, Work
 
 _EXAMPLES = """\
@@ -38,6 +39,8 @@ def main() -> int:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
     works = [WORKS[name] for name in options.work]
+    if options.targets:
+        options.server = list(dict.fromkeys(name for work in works for name in needed(work.name)))
     cores = Cores(*options.cores)
     try:
         wsload, speaks_tls = build_wsload()
@@ -57,7 +60,7 @@ def main() -> int:
     runs: list[Run] = []
     interrupted = False
     try:
-        _measure_all(runs, wsload, works, contenders, options.rounds, options.seconds, cores)
+        _measure_all(runs, wsload, works, contenders, options.rounds, options.seconds, cores, options.targets)
     except KeyboardInterrupt:
         interrupted = True
         _say("interrupted; what was measured until now:")
@@ -78,11 +81,14 @@ def _measure_all(
     rounds: int,
     seconds: int,
     cores: Cores,
+    targets: bool,
 ) -> None:
     """Appends to ``runs`` as it goes, so that an interruption loses nothing."""
     for work in works:
         for round_ in range(1, rounds + 1):
             for contender in contenders:
+                if targets and contender.name not in needed(work.name):
+                    continue
                 run = measure(wsload, work, contender, round_, seconds, cores)
                 runs.append(run)
                 _say(f"{work.name} {round_}/{rounds} {contender.name}: {_in_short(run, work)}")
@@ -159,6 +165,7 @@ def _parse() -> argparse.Namespace:
     add("--baseline", choices=CONTENDERS, default="geventws", help="whom the ratios compare with (default: geventws)")
     add("--rounds", type=_positive, default=3, metavar="N", help="rounds, told by their medians (default: 3)")
     add("--seconds", type=_positive, default=3, metavar="S", help="seconds of each measurement (default: 3)")
+    parser.add_argument("--targets", action="store_true", help="only the servers that targets.py compares at each work")
     add("--json", type=Path, metavar="FILE", help="where to write every run and the medians")
     add("--cores", type=_two_cores, default=(0, 1), metavar="A,B", help="the cores of server and client (default: 0,1)")
     options = parser.parse_args()

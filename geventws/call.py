@@ -210,7 +210,8 @@ def call_handler(
             if answer is not None:
                 break
         else:
-            answer = handler(session, **values)
+            # With ** Python calls through C, whose frames would stay on the session's stack.
+            answer = handler(session, **values) if values else handler(session)
         if connection.state == State.CONNECTING:
             if answer is not None:
                 return answer

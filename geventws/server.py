@@ -329,8 +329,6 @@ class WSGIHandler(pywsgi.WSGIHandler):
         sock, read_ahead = self.socket, self.rfile.take_all()
         self.socket = self.rfile = None
         self.close_connection = True
-        # From here on all that would be written is swallowed.
-        self._sendall = _ignore
         self.headers_sent = True
         self.response_headers = None
         self._orig_status = self.status = "101 Switching Protocols"
@@ -357,6 +355,11 @@ class WSGIHandler(pywsgi.WSGIHandler):
     def _send_error_response_if_possible(self, error_code: int) -> None:
         if not self._is_taken():
             super()._send_error_response_if_possible(error_code)  # type: ignore[misc]
+
+    def _sendall(self, data: bytes) -> None:
+        # Whatever pywsgi would write on a connection that is taken is swallowed.
+        if not self._is_taken():
+            super()._sendall(data)  # type: ignore[misc]
 
     def _is_taken(self) -> bool:
         return self.upgrade is not None and self.upgrade.taken

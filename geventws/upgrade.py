@@ -11,7 +11,7 @@ from sys import intern
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
-from gevent._socket3 import _closedsocket
+from gevent._socket3 import _closedsocket  # type: ignore[import-not-found]
 
 from geventws.errors import UsageError
 

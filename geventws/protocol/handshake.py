@@ -15,7 +15,7 @@ from geventws.errors import HandshakeError
 
 try:
     # For so few bytes OpenSSL's, with what it sets up and looks up each time, takes several times as long.
-    from _sha1 import sha1
+    from _sha1 import sha1  # type: ignore[import-not-found]
 except ImportError:
     from hashlib import sha1
 
