@@ -47,6 +47,11 @@ class ServerProcess:
         )
         self._tree = [self._process.pid]
 
+    @property
+    def pid(self) -> int:
+        """The process that was started."""
+        return self._process.pid
+
     def __enter__(self) -> ServerProcess:
         return self
 

@@ -244,6 +244,7 @@ def test_every_block_of_the_readme_is_run() -> None:
     assert with_code == {
         "geventws",
         "Handlers and sessions",
+        "One message to many",
         "Routes and blueprints",
         "permessage-deflate and other extensions",
         "Servers",
@@ -297,6 +298,15 @@ def test_readme_handlers(tmp_path: Path) -> None:
             assert connection.protocol.close_rcvd.code == 4001
         assert program.stop() == 0
     assert not [line for line in program.rest() if "Traceback" in line]
+
+
+def test_readme_one_message_to_many(tmp_path: Path) -> None:
+    write_module("One message to many", tmp_path)
+    with development_server("app:app", tmp_path) as (address, _):
+        url = f"ws://{address}/news"
+        with connect(url, proxy=None) as reader, connect(url, proxy=None) as writer:
+            writer.send("first")
+            assert [reader.recv(PATIENCE), writer.recv(PATIENCE)] == ["first", "first"]
 
 
 def test_readme_routes_in_flask(tmp_path: Path) -> None:

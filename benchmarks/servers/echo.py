@@ -12,8 +12,9 @@ import geventws
 
 EXTENSIONS = (geventws.PermessageDeflate(),) if os.environ.get("BENCHMARK_DEFLATE") == "1" else ()
 TLS = os.environ.get("BENCHMARK_TLS")
+LARGEST = int(os.environ.get("BENCHMARK_LARGEST", 16 * 1024 * 1024))
 
-app = geventws.WebSockets(max_frame_size=16 * 1024 * 1024, extensions=EXTENSIONS)
+app = geventws.WebSockets(max_frame_size=LARGEST, extensions=EXTENSIONS)
 
 subscribers: set[geventws.DefaultWebSocketServerSession] = set()
 

@@ -22,7 +22,7 @@ cdef class Flusher:
 
 
 cdef tuple _payload(message)
-@cython.locals(session=DefaultWebSocketSession, connection=Connection)
+@cython.locals(connection=Connection)
 cdef list _checked(sessions, hub)
 
 @cython.locals(
