@@ -40,7 +40,6 @@ WORKS: Mapping[str, tuple[str, str, tuple[str, ...], int, int]] = {
     "fragments": ("echo", "/", ("-c64", "-w1", "-s4096", "-t16"), 3200, 1),
     "64k": ("echo", "/", ("-c16", "-w1", "-s65536", "-b"), 1600, 1),
     "deflate-1k": ("echo", "/", ("-c64", "-w1", "-s1024", "-z"), 1600, 1),
-    "publish": ("publish", "/publish", ("-c100", "-s125"), 40, 100),
     "sessions": ("connect", "/", ("-c16", "-s125"), 300, 1),
 }
 
