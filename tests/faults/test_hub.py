@@ -434,6 +434,9 @@ class ScriptedTLS:
         readable, writable, _ = select.select([self._socket], [self._socket], [], 0)
         return not (readable if wanted is SSLWantReadError else writable)
 
+    def pending(self) -> int:
+        return 0
+
     def shutdown(self) -> None:
         pass
 
