@@ -3,6 +3,7 @@ cimport cython
 from geventws.connection cimport Connection
 from geventws.protocol.buffer cimport Buffer
 from geventws.session cimport DefaultWebSocketSession
+from geventws.switching cimport current
 from geventws.transport cimport monotonic
 
 
@@ -22,7 +23,7 @@ cdef class Flusher:
 
 
 cdef tuple _payload(message)
-@cython.locals(connection=Connection)
+@cython.locals(session=DefaultWebSocketSession, connection=Connection)
 cdef list _checked(sessions, hub)
 
 @cython.locals(

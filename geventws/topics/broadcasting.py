@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from gevent import get_hub, sleep
-from greenlet import getcurrent
 
 from geventws.connection import Connection
 from geventws.errors import UsageError
 from geventws.frames import CloseCode, CloseReason
 from geventws.protocol.buffer import Buffer
 from geventws.session import DefaultWebSocketSession
+from geventws.switching import current
 from geventws.transport import monotonic
 
 __all__ = ["broadcast"]
@@ -125,7 +125,7 @@ def _send_to_all(
             now = monotonic()
             if not ends:
                 ends = now + SLICE_SECONDS
-            elif now > ends and getcurrent() is not flusher.hub:
+            elif now > ends and current() is not flusher.hub:
                 sleep(A_MOMENT)
                 ends = 0.0
     return count
@@ -145,9 +145,11 @@ def _payload(message: Any) -> tuple[int, bytes]:
 def _checked(sessions: Iterable[DefaultWebSocketSession], hub: Any) -> list[DefaultWebSocketSession]:
     """The sessions, all of them looked at before the first gets anything."""
     checked = list(sessions)
-    for session in checked:
-        if not isinstance(session, DefaultWebSocketSession):
-            raise TypeError(f"broadcast takes default sessions, not {type(session).__name__}")
+    for item in checked:
+        if not isinstance(item, DefaultWebSocketSession):
+            raise TypeError(f"broadcast takes default sessions, not {type(item).__name__}")
+        # A name of its own, whose type the compiled build knows.
+        session = item
         connection = session.connection
         if connection.hub is not hub and connection.hub is not None:
             raise UsageError("a session of another thread is among those of a broadcast: broadcast in its own")
