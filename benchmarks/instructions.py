@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from installing import build_wsload
-from processes import free_port
+from processes import free_port, telling_line
 
 HERE = Path(__file__).resolve().parent
 RECORD = HERE / "instructions.json"
@@ -107,11 +107,26 @@ def _count_tree(tree: Path, works: list[str]) -> dict[str, int]:
             shutil.copytree(tree / name, copy / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
         for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(tree / name, copy)
+        raised: set[str] = set()
         for path in copy.rglob("geventws/**/*.py"):
-            path.write_text(_CLOCKED.sub(r"\1 = 1000.0", path.read_text()))
+            text = path.read_text()
+            raised.update(_CLOCKED.findall(text))
+            path.write_text(_CLOCKED.sub(r"\1 = 1000.0", text))
+        if raised != {"TURN_SECONDS", "SLICE_SECONDS"}:
+            raise RuntimeError(f"of TURN_SECONDS and SLICE_SECONDS only {sorted(raised)} were found: see _CLOCKED")
         build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         subprocess.run(build, cwd=copy, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _require_compiled(copy)
         return {name: _count(copy, wsload, name) for name in works}
+
+
+def _require_compiled(tree: Path) -> None:
+    """Raises ``RuntimeError`` where the copy is not compiled: a failing compiler does not fail the build."""
+    command = [sys.executable, "-c", "import geventws.server; print(geventws.build())"]
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if done.stdout.strip() != "compiled":
+        raise RuntimeError(f"the copy to measure is not compiled: {telling_line(done.stdout + done.stderr)}")
 
 
 def _count(tree: Path, wsload: Path, name: str) -> int:
@@ -128,7 +143,6 @@ def _instructions(tree: Path, wsload: Path, name: str, count: int) -> int:
         **os.environ,
         "PYTHONPATH": str(tree),
         "PYTHONHASHSEED": "0",
-        "GEVENTWS_EXPECT_BUILD": "compiled",
         "BENCHMARK_DEFLATE": "1" if "-z" in arguments else "0",
     }
     tool = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
