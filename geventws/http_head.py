@@ -82,9 +82,7 @@ class RequestHead(NamedTuple):
     def closes(self) -> bool:
         """Whether the client wants the connection closed after the response (RFC 9112 9.3)."""
         connection = self.fields.get("HTTP_CONNECTION")
-        if connection is None:
-            return self.version == "HTTP/1.0"
-        if connection == "Upgrade":
+        if connection is None or connection == "Upgrade":
             return self.version == "HTTP/1.0"
         options = [option.strip(" \t") for option in connection.lower().split(",")]
         return "close" in options or (self.version == "HTTP/1.0" and "keep-alive" not in options)

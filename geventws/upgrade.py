@@ -110,9 +110,9 @@ class Upgrade:
 
 def names_websocket(upgrade: str | None) -> bool:
     """Tells whether an Upgrade field's value names the websocket protocol (RFC 6455 4.2.1)."""
-    if upgrade is None or upgrade == "websocket":
-        return upgrade is not None
-    return any(token.strip(" \t").lower() == "websocket" for token in upgrade.split(","))
+    if upgrade is None:
+        return False
+    return upgrade == "websocket" or any(token.strip(" \t").lower() == "websocket" for token in upgrade.split(","))
 
 
 def flatten(application: Any) -> Any:

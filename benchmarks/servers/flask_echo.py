@@ -5,41 +5,15 @@ python flask_echo.py PORT, or gunicorn -k geventws.Worker flask_echo:app
 
 from __future__ import annotations
 
-import os
-import sys
-
 from flask import Flask
+from handlers import SETTINGS, echo, publish, serve
 
-import geventws
 from geventws.flask import WebSockets
 
-EXTENSIONS = (geventws.PermessageDeflate(),) if os.environ.get("BENCHMARK_DEFLATE") == "1" else ()
-TLS = os.environ.get("BENCHMARK_TLS")
-
 app = Flask(__name__)
-sockets = WebSockets(app, max_frame_size=16 * 1024 * 1024, extensions=EXTENSIONS)
-
-subscribers: set[geventws.DefaultWebSocketServerSession] = set()
-
-
-@sockets.route("/")
-def echo(session: geventws.DefaultWebSocketServerSession) -> None:
-    for message in session:
-        session.send(message)
-
-
-@sockets.route("/publish")
-def publish(session: geventws.DefaultWebSocketServerSession) -> None:
-    """Sends each message that comes in to everybody here."""
-    session.accept()
-    subscribers.add(session)
-    try:
-        for message in session:
-            geventws.broadcast(subscribers, message)
-    finally:
-        subscribers.discard(session)
-
+sockets = WebSockets(app, **SETTINGS)
+sockets.route("/")(echo)
+sockets.route("/publish")(publish)
 
 if __name__ == "__main__":
-    tls = {"certfile": f"{TLS}/cert.pem", "keyfile": f"{TLS}/key.pem"} if TLS else {}
-    geventws.WSGIServer(("127.0.0.1", int(sys.argv[1])), app, log=None, **tls).serve_forever()
+    serve(app)

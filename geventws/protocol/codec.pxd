@@ -48,11 +48,14 @@ cdef class Reader:
     @cython.locals(first=int, data_frame=cython.bint)
     cdef int _took(self, Buffer target, Py_ssize_t before, Py_ssize_t count) except -1
     cdef int _check_text(self, Buffer target, Py_ssize_t before) except -1
-    @cython.locals(first=int, before=Py_ssize_t)
     cdef int _end_frame(self, bytes payload) except -1
+    @cython.locals(first=int)
     cdef int _end_other_frame(self, bytes payload) except -1
-    @cython.locals(first=int, before=Py_ssize_t, data=bytes)
+    @cython.locals(first=int, data=bytes)
     cdef int _end_deflated(self, bytes payload) except -1
+    cdef _limit_left(self)
+    @cython.locals(before=Py_ssize_t)
+    cdef int _append_decoded(self, bytes payload) except -1
     cdef int _check_text_end(self) except -1
     @cython.locals(message=Buffer, opcode=int)
     cdef int _end_message(self) except -1

@@ -369,21 +369,15 @@ class Reader:
         first = self.first
         frame = Frame(OPCODES[first & 0x0F], payload, bool(first & 0x80), (first & 0x70) >> 4)
         if self.extensions:
-            limit = None
-            if self.limit:
-                limit = self.limit - (0 if self.message is None else self.message.length())
+            limit = self._limit_left()
             for extension in self.extensions:
                 frame = extension.decode(frame, limit)
             if frame.rsv:
                 raise ProtocolError(1002, "a reserved bit is set that no extension took")
-        if self.message is None:
-            self.message = Buffer()
-        before = self.message.length()
-        if self.extensions:
-            self.message.append(frame.payload)
-            self._check_text(self.message, before)
+            self._append_decoded(frame.payload)
         if self.raw:
-            self.message.clear()
+            if self.message is not None:
+                self.message.clear()
             if frame.fin:
                 self._check_text_end()
                 self.message_opcode = 0
@@ -396,10 +390,7 @@ class Reader:
         inflater = self.inflater
         assert inflater is not None
         first = self.first
-        limit = None
-        if self.limit:
-            limit = self.limit - (0 if self.message is None else self.message.length())
-        data = inflater.inflated(first, payload, limit)
+        data = inflater.inflated(first, payload, self._limit_left())
         if first & (0x30 if first & 0x0F else 0x70):
             raise ProtocolError(1002, "a reserved bit is set that no extension took")
         if first & 0x80 and first & 0x0F:
@@ -412,13 +403,23 @@ class Reader:
             else:
                 self._put(data)
         else:
-            if self.message is None:
-                self.message = Buffer()
-            before = self.message.length()
-            self.message.append(data)
-            self._check_text(self.message, before)
+            self._append_decoded(data)
             if first & 0x80:
                 self._end_message()
+
+    def _limit_left(self) -> int | None:
+        """The bytes that the message, or a raw session's frame, may still grow by; None for no limit."""
+        if not self.limit:
+            return None
+        return self.limit - (0 if self.message is None else self.message.length())
+
+    def _append_decoded(self, payload: bytes) -> None:
+        """Appends to the message what an extension made of a frame's payload."""
+        if self.message is None:
+            self.message = Buffer()
+        before = self.message.length()
+        self.message.append(payload)
+        self._check_text(self.message, before)
 
     def _check_text_end(self) -> None:
         if self.utf8 is not None:
