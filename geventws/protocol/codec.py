@@ -299,8 +299,10 @@ class Reader:
         if self.remaining < LARGE_REST or self.offset == 0 or not self.open:
             return None
         target = self._target()
-        if target.room() < LARGE_REST:
-            target.expect(min(self.remaining, 16 * target.length()))
+        # Once, and early: what has to be moved then leaves a hole of its size behind.
+        if self.remaining > 16 * target.length():
+            return None
+        target.expect(self.remaining)
         return target
 
     def took(self, count: int) -> None:
