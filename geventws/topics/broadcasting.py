@@ -112,6 +112,10 @@ def _send_to_all(
     for number, session in enumerate(sessions, 1):
         connection = session.connection
         result = connection.offer(opcode, payload, frame)
+        if result == LAGS and connection.write_watcher is None:
+            # What waits may be this turn's own broadcasts, which the peer had no chance to take yet.
+            connection.flush_in_hub()
+            result = connection.offer(opcode, payload, frame)
         if result == TAKEN:
             count += 1
             if not small:
