@@ -19,6 +19,7 @@ cdef class Flusher:
     cpdef add(self, Connection connection)
     @cython.locals(connection=Connection, now=double, ends=double)
     cpdef run(self)
+    cdef _rest(self)
     cdef _run_later(self)
 
 

@@ -53,18 +53,26 @@ class Flusher:
         """The hub's callback."""
         connections = self.connections
         ends = 0.0
-        while self.position < len(connections):
-            connection = connections[self.position]
-            self.position += 1
-            connection.flush_in_hub()
-            if self.position % SESSIONS_BETWEEN_LOOKS == 0:
-                now = monotonic()
-                if not ends:
-                    ends = now + SLICE_SECONDS
-                elif now > ends and self.position < len(connections):
-                    self._run_later()
-                    return
-        connections.clear()
+        try:
+            while self.position < len(connections):
+                connection = connections[self.position]
+                self.position += 1
+                connection.flush_in_hub()
+                if self.position % SESSIONS_BETWEEN_LOOKS == 0:
+                    now = monotonic()
+                    if not ends:
+                        ends = now + SLICE_SECONDS
+                    elif now > ends:
+                        break
+        finally:
+            # A signal's exception ends the call, not the turns of the rest.
+            if self.position < len(connections):
+                self._run_later()
+            else:
+                self._rest()
+
+    def _rest(self) -> None:
+        self.connections.clear()
         self.position = 0
         if self.timer is not None:
             self.timer.close()
