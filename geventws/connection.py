@@ -558,9 +558,10 @@ class Connection:
         self._append((0x80 if frame.fin else 0) | frame.rsv << 4 | frame.opcode, frame.payload)
 
     def offer(self, opcode: int, payload: bytes, frame: bytes) -> int:
-        """Puts a broadcast's message, whose plain ``frame`` is made already, into the output; never blocks or flushes.
+        """Puts a broadcast's message into the output; never blocks or flushes.
 
-        Gives TAKEN, or CLOSES or LAGS for a message that is left out.
+        ``frame`` is the plain frame of it, empty where it is not made yet. Gives TAKEN, or CLOSES or LAGS for a message
+        that is left out.
         """
         if self.state != OPEN or self.close_sent:
             return CLOSES
@@ -570,7 +571,7 @@ class Connection:
             return self._postpone(opcode, payload)
         if self.encoders:
             self._append_encoded(opcode, payload, True)
-        elif self.masking or len(payload) >= DIRECT_SIZE:
+        elif self.masking or not frame:
             self._append(0x80 | opcode, payload)
         else:
             self.output.append(frame)

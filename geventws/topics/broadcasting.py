@@ -94,7 +94,7 @@ def broadcast(
     peer, is left out with ``slow="skip"``, and closed with 1013 by ``slow="close"``. Messages of one greenlet arrive in
     the order in which it sent them.
 
-    Never waits for a peer; a message of over 4 KiB to many sessions lets other greenlets have their turn meanwhile.
+    Never waits for a peer; a broadcast that takes longer than 5 ms lets other greenlets have their turn meanwhile.
     Raises ``TypeError`` for what is no message or no default session, ``ValueError`` for another ``slow``, and
     ``UsageError`` for sessions of another thread.
     """
@@ -111,12 +111,16 @@ def broadcast(
 def _send_to_all(
     flusher: Flusher, sessions: list[DefaultWebSocketSession], opcode: int, payload: bytes, closes: bool
 ) -> int:
-    buffer = Buffer()
-    buffer.append_frame(0x80 | opcode, payload)
-    frame = buffer.take_bytes()
     small = len(payload) <= SMALL_SIZE
-    count = 0
+    frame = b""
     ends = 0.0
+    if small:
+        buffer = Buffer()
+        buffer.append_frame(0x80 | opcode, payload)
+        frame = buffer.take_bytes()
+    else:
+        ends = monotonic() + SLICE_SECONDS
+    count = 0
     for number, session in enumerate(sessions, 1):
         connection = session.connection
         result = connection.offer(opcode, payload, frame)
@@ -133,13 +137,14 @@ def _send_to_all(
                 flusher.add(connection)
         elif result == LAGS and closes:
             connection.start_close(CloseReason(CloseCode.TRY_AGAIN_LATER, "too slow for what is broadcast"))
-        if not small and number % SESSIONS_BETWEEN_LOOKS == 0:
+        # A large message may take long at each session, a small one only where many compress it.
+        if not small or number % SESSIONS_BETWEEN_LOOKS == 0:
             now = monotonic()
             if not ends:
                 ends = now + SLICE_SECONDS
-            elif now > ends and current() is not flusher.hub:
+            elif now > ends and number < len(sessions) and current() is not flusher.hub:
                 sleep(A_MOMENT)
-                ends = 0.0
+                ends = monotonic() + SLICE_SECONDS
     return count
 
 
