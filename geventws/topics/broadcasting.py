@@ -151,7 +151,8 @@ def _send_to_all(
 def _payload(message: Any) -> tuple[int, bytes]:
     if isinstance(message, str):
         return 1, message.encode()
-    if isinstance(message, bytes):
+    # Of a subclass too it is plain bytes that the compiled build takes.
+    if type(message) is bytes:
         return 2, message
     try:
         return 2, bytes(memoryview(message))
