@@ -15,7 +15,7 @@ from geventws.connection import Connection
 from geventws.errors import UsageError
 from geventws.frames import CloseCode, CloseReason
 from geventws.protocol.buffer import Buffer
-from geventws.session import DefaultWebSocketSession
+from geventws.session import DefaultWebSocketSession, WebSocketSession
 from geventws.switching import current
 from geventws.transport import monotonic
 
@@ -161,14 +161,20 @@ def _payload(message: Any) -> tuple[int, bytes]:
 
 
 def _checked(sessions: Iterable[DefaultWebSocketSession], hub: Any) -> list[DefaultWebSocketSession]:
-    """The sessions, all of them looked at before the first gets anything."""
-    checked = list(sessions)
-    for item in checked:
+    """The sessions that were opened in this thread, all of them looked at before the first gets anything."""
+    if isinstance(sessions, WebSocketSession):
+        # To iterate over it would be to receive.
+        raise TypeError("broadcast takes an iterable of sessions, not a session: put it into a list")
+    checked: list[DefaultWebSocketSession] = []
+    for item in list(sessions):
         if not isinstance(item, DefaultWebSocketSession):
             raise TypeError(f"broadcast takes default sessions, not {type(item).__name__}")
         # A name of its own, whose type the compiled build knows.
         session = item
         connection = session.connection
-        if connection.hub is not hub and connection.hub is not None:
+        owner = connection.hub
+        if owner is hub:
+            checked.append(session)
+        elif owner is not None:
             raise UsageError("a session of another thread is among those of a broadcast: broadcast in its own")
     return checked
