@@ -563,7 +563,7 @@ class Connection:
         ``frame`` is the plain frame of it, empty where it is not made yet. Gives TAKEN, or CLOSES or LAGS for a message
         that is left out.
         """
-        if self.state != OPEN or self.close_sent:
+        if self.state != OPEN or self.close_sent or self.transport.inherited():
             return CLOSES
         if self.write_limit and self.output.length() > self.write_limit:
             return LAGS
