@@ -616,12 +616,15 @@ class Connection:
         """Lets other messages go out again."""
         fragmenting, self.fragmenting = self.fragmenting, None
         postponed, self.postponed = self.postponed, None
-        for opcode, payload in postponed or ():
-            if self.state == OPEN and not self.close_sent:
-                self._append_encoded(opcode, payload, True)
-        if postponed:
-            self.flush()
-        fragmenting[1].set()
+        try:
+            for opcode, payload in postponed or ():
+                if self.state == OPEN and not self.close_sent:
+                    self._append_encoded(opcode, payload, True)
+            if postponed:
+                self.flush()
+        finally:
+            # Whatever an extension raises: those who wait for their turn get it.
+            fragmenting[1].set()
 
     def _wait_turn(self) -> None:
         greenlet = current()
