@@ -34,7 +34,7 @@ cdef class Connection:
     cdef object drained, gone, fragmenting, postponed, message_entry, close_entry, stall_entry, slice_timer
     cdef long long sent_before, sent_before_close, taken, ahead_of_ping
     cdef long queued_before, queued_before_close
-    cdef Py_ssize_t message_begun
+    cdef Py_ssize_t message_begun, postponed_size
     cdef object __weakref__
 
     @cython.locals(reader=Reader)

@@ -127,6 +127,7 @@ class Connection:
         self.fragmenting: Any = None
         #: What was broadcast while another message's fragments went out.
         self.postponed: list[tuple[int, bytes]] | None = None
+        self.postponed_size = 0
         #: Whether the hub is to flush this connection when it has its turn.
         self.awaits_flush = False
         #: Whether the peer's FIN is here.
@@ -580,9 +581,12 @@ class Connection:
     def _postpone(self, opcode: int, payload: bytes) -> int:
         if self.postponed is None:
             self.postponed = []
-        if self.write_limit and sum(len(waiting) for _, waiting in self.postponed) > self.write_limit:
+            self.postponed_size = 0
+        if self.write_limit and self.postponed_size > self.write_limit:
             return LAGS
         self.postponed.append((opcode, payload))
+        # With its header, or there would be no limit to empty ones.
+        self.postponed_size += len(payload) + 10
         return TAKEN
 
     def flush_in_hub(self) -> None:
