@@ -683,7 +683,8 @@ class Connection:
         if not self.transport.sending_waits_to_read:
             self._start_writing()
         elif self.paused:
-            self._resume()
+            # Not at once: this may be any greenlet, and only the hub may go on in the one that receives.
+            self._resume_soon()
 
     def _start_writing(self) -> None:
         if self.write_watcher is None and self.state != CLOSED:
