@@ -48,7 +48,13 @@ def main() -> int:
 
 
 def _panel(axis: Any, rows: Mapping[str, Any], title: str, name: str, more: bool) -> None:
-    values = {server: row[name] for server, row in rows.items() if row.get(name)}
+    # Figures of rounds that went wrong mean nothing.
+    bad = ("WRONG", "STALLED", "FAILED")
+    values = {
+        server: row[name]
+        for server, row in rows.items()
+        if row.get(name) and not any(mark.startswith(bad) for mark in row["marks"])
+    }
     values.pop("geventws-pure", None)
     if name == "server_cpu_us":
         values = {server: 1e6 / value for server, value in values.items()}
@@ -66,7 +72,7 @@ def _panel(axis: Any, rows: Mapping[str, Any], title: str, name: str, more: bool
 
 
 def _caption(machine: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in machine["peers"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in (machine.get("ours", {}) | machine["peers"]).items())
     return (
         f"{machine.get('date', '')} - {machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
         f"Python {machine['python']}, Node {machine['node']} - {versions}"

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +20,7 @@ from contenders import HERE, NODE
 from measuring import Run
 from works import Work
 
-__all__ = ["heading", "medians", "table", "write_json"]
+__all__ = ["document", "heading", "medians", "table", "write_json"]
 
 _FIGURES = ("rate", "p50_us", "p99_us", "client_cpu", "server_cpu", "server_cpu_us", "rss_bytes", "connection_bytes")
 _CLIENT_IS_FULL = 0.95
@@ -64,22 +64,26 @@ def table(work: Work, runs: Sequence[Run], baseline: str) -> str:
     return "\n".join(text)
 
 
-def write_json(path: Path, works: Sequence[Work], runs: Sequence[Run], options: dict[str, Any]) -> None:
-    """Writes every run and the medians."""
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Writes what ``document`` made."""
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def document(works: Sequence[Work], runs: Sequence[Run], options: dict[str, Any]) -> dict[str, Any]:
+    """Every run and the medians, with what they hold for."""
     summary: dict[str, dict[str, Any]] = {}
     for work in works:
         for name in dict.fromkeys(run.server for run in runs):
             chosen = [run for run in runs if run.work == work.name and run.server == name]
             if chosen:
                 summary.setdefault(work.name, {})[name] = medians(chosen)
-    document = {
+    return {
         "environment": _environment(),
         "options": options,
         "works": {work.name: asdict(work) for work in works},
         "medians": summary,
         "runs": [asdict(run) for run in runs],
     }
-    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def heading(runs: Sequence[Run], baseline: str) -> str:
@@ -103,10 +107,10 @@ def _environment() -> dict[str, Any]:
     node = shutil.which(NODE) and subprocess.run([NODE, "--version"], capture_output=True, text=True).stdout.strip()
     pins = (HERE / "peers" / "requirements.txt").read_text().splitlines()
     packages = json.loads((HERE / "peers" / "package.json").read_text())["dependencies"]
-    ours = {name: version(name) for name in ("gevent", "greenlet", "cython", "gunicorn", "flask", "werkzeug")}
+    names = ("gevent", "greenlet", "cython", "gunicorn", "flask", "werkzeug")
     return {
         "date": date.today().isoformat(),
-        "ours": ours,
+        "ours": {"geventws": _own_version()} | {name: found for name in names if (found := _version(name))},
         "cpu": cpu.group(1) if cpu else platform.machine(),
         "cores": os.cpu_count(),
         "kernel": platform.release(),
@@ -114,6 +118,20 @@ def _environment() -> dict[str, Any]:
         "node": node,
         "peers": dict(line.split("==") for line in pins if "==" in line) | packages,
     }
+
+
+def _version(name: str) -> str | None:
+    # Cython, gunicorn and Flask may be absent; the figures of the others must not be lost for it.
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _own_version() -> str:
+    # Of this checkout, which is what was measured; an installed geventws may be another.
+    found = re.search(r'^VERSION\b.*?"(.+?)"', (HERE.parent / "geventws" / "_build.py").read_text(), re.MULTILINE)
+    return found.group(1) if found else "of an unknown version"
 
 
 def _is_told(run: Run) -> bool:

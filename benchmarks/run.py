@@ -16,8 +16,8 @@ from pathlib import Path
 from contenders import CONTENDERS, Contender
 from installing import build_wsload, install, make_certificate, missing
 from measuring import Cores, Run, measure
-from report import heading, table, write_json
-from targets import needed
+from report import document, heading, table, write_json
+from targets import needed, report
 from works import WORKS, Work
 
 _EXAMPLES = """\
@@ -65,8 +65,11 @@ def main() -> int:
         interrupted = True
         _say("interrupted; what was measured until now:")
     _print_tables(works, runs, options.baseline)
+    results = document(works, runs, {name: str(value) for name, value in vars(options).items()})
+    if options.targets and runs:
+        print(report(results), flush=True)
     if options.json and runs:
-        write_json(options.json, works, runs, {name: str(value) for name, value in vars(options).items()})
+        write_json(options.json, results)
         _say(f"all runs are in {options.json}")
     if interrupted:
         return 130
@@ -165,7 +168,7 @@ def _parse() -> argparse.Namespace:
     add("--baseline", choices=CONTENDERS, default="geventws", help="whom the ratios compare with (default: geventws)")
     add("--rounds", type=_positive, default=3, metavar="N", help="rounds, told by their medians (default: 3)")
     add("--seconds", type=_positive, default=3, metavar="S", help="seconds of each measurement (default: 3)")
-    parser.add_argument("--targets", action="store_true", help="only the servers that targets.py compares at each work")
+    parser.add_argument("--targets", action="store_true", help="only what targets.py compares, and its table")
     add("--json", type=Path, metavar="FILE", help="where to write every run and the medians")
     add("--cores", type=_two_cores, default=(0, 1), metavar="A,B", help="the cores of server and client (default: 0,1)")
     options = parser.parse_args()
