@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -20,22 +20,35 @@ from contenders import HERE, NODE
 from measuring import Run
 from works import Work
 
-__all__ = ["document", "heading", "medians", "table", "write_json"]
+__all__ = [
+    "CLIENT_IS_FULL",
+    "document",
+    "environment",
+    "heading",
+    "machine",
+    "medians",
+    "table",
+    "versions",
+    "write_json",
+]
 
 _FIGURES = ("rate", "p50_us", "p99_us", "client_cpu", "server_cpu", "server_cpu_us", "rss_bytes", "connection_bytes")
-_CLIENT_IS_FULL = 0.95
+
+#: Of wsload's core: from here on the client is the limit.
+CLIENT_IS_FULL = 0.95
 
 #: A heading, what it shows of a row, and the format.
 Column = tuple[str, Callable[[dict[str, Any]], float | None], str]
 
 
 def medians(runs: Sequence[Run]) -> dict[str, Any]:
-    """The median of each figure over the rounds of one server at one work, and what is to be said beside it."""
+    """The median of each figure over the right rounds of one server at one work, and what is to be said beside it."""
     result: dict[str, Any] = {}
+    right = [run for run in runs if run.outcome == "right"]
     for name in _FIGURES:
-        values = [value for run in runs if (value := getattr(run, name)) is not None]
+        values = [value for run in right if (value := getattr(run, name)) is not None]
         result[name] = median(values) if values else None
-    rates = [run.rate for run in runs if run.rate]
+    rates = [run.rate for run in right if run.rate]
     result["spread"] = (max(rates) - min(rates)) / median(rates) if rates else None
     result["marks"] = _marks(runs, result["client_cpu"])
     return result
@@ -64,11 +77,6 @@ def table(work: Work, runs: Sequence[Run], baseline: str) -> str:
     return "\n".join(text)
 
 
-def write_json(path: Path, results: dict[str, Any]) -> None:
-    """Writes what ``document`` made."""
-    path.write_text(json.dumps(results, indent=1) + "\n")
-
-
 def document(works: Sequence[Work], runs: Sequence[Run], options: dict[str, Any]) -> dict[str, Any]:
     """Every run and the medians, with what they hold for."""
     summary: dict[str, dict[str, Any]] = {}
@@ -78,7 +86,7 @@ def document(works: Sequence[Work], runs: Sequence[Run], options: dict[str, Any]
             if chosen:
                 summary.setdefault(work.name, {})[name] = medians(chosen)
     return {
-        "environment": _environment(),
+        "environment": environment(),
         "options": options,
         "works": {work.name: asdict(work) for work in works},
         "medians": summary,
@@ -86,13 +94,14 @@ def document(works: Sequence[Work], runs: Sequence[Run], options: dict[str, Any]
     }
 
 
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Writes results to a file."""
+    path.write_text(json.dumps(results, indent=1) + "\n")
+
+
 def heading(runs: Sequence[Run], baseline: str) -> str:
     """What stands above the tables: the machine, and how to read the ratios."""
-    machine = _environment()
-    lines = [
-        f"{machine['cpu']}, {machine['cores']} cores, Linux {machine['kernel']}, "
-        f"Python {machine['python']}, Node {machine['node'] or 'missing'}"
-    ]
+    lines = [machine(environment())]
     if baseline in {run.server for run in runs}:
         lines.append(
             f"rate ratio: {baseline}'s rate over that server's; cpu ratio: that server's CPU time per message over "
@@ -101,7 +110,20 @@ def heading(runs: Sequence[Run], baseline: str) -> str:
     return "\n".join(lines)
 
 
-def _environment() -> dict[str, Any]:
+def machine(where: Mapping[str, Any]) -> str:
+    """The machine of an ``environment``, in a line."""
+    return (
+        f"{where['cpu']}, {where['cores']} cores, Linux {where['kernel']}, "
+        f"Python {where['python']}, Node {where['node'] or 'missing'}"
+    )
+
+
+def versions(where: Mapping[str, Any]) -> str:
+    """The versions of an ``environment``, ours first, in a line."""
+    return ", ".join(f"{name} {number}" for name, number in (where["ours"] | where["peers"]).items())
+
+
+def environment() -> dict[str, Any]:
     """The machine and the versions that the figures hold for."""
     cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     node = shutil.which(NODE) and subprocess.run([NODE, "--version"], capture_output=True, text=True).stdout.strip()
@@ -191,6 +213,6 @@ def _marks(runs: Sequence[Run], client_cpu: float | None) -> list[str]:
         if name in outcomes
     ]
     marks += dict.fromkeys(run.remark for run in runs if run.outcome == "unable")
-    if client_cpu is not None and client_cpu >= _CLIENT_IS_FULL:
+    if client_cpu is not None and client_cpu >= CLIENT_IS_FULL:
         marks.append("the client is the limit")
     return marks

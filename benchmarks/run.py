@@ -17,7 +17,7 @@ from contenders import CONTENDERS, Contender
 from installing import build_wsload, install, make_certificate, missing
 from measuring import Cores, Run, measure
 from report import document, heading, table, write_json
-from targets import needed, report
+from targets import markdown, needed
 from works import WORKS, Work
 
 _EXAMPLES = """\
@@ -65,12 +65,13 @@ def main() -> int:
         interrupted = True
         _say("interrupted; what was measured until now:")
     _print_tables(works, runs, options.baseline)
-    results = document(works, runs, {name: str(value) for name, value in vars(options).items()})
-    if options.targets and runs:
-        print(report(results), flush=True)
-    if options.json and runs:
-        write_json(options.json, results)
-        _say(f"all runs are in {options.json}")
+    if runs:
+        results = document(works, runs, {name: str(value) for name, value in vars(options).items()})
+        if options.json:
+            write_json(options.json, results)
+            _say(f"all runs are in {options.json}")
+        if options.targets:
+            print(markdown(results), flush=True)
     if interrupted:
         return 130
     return int(any(CONTENDERS[run.server].ours and run.outcome not in ("right", "unable") for run in runs))

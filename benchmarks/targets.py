@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-__all__ = ["TARGETS", "Target", "needed", "report"]
+from report import CLIENT_IS_FULL, machine, versions
+
+__all__ = ["TARGETS", "Target", "markdown", "needed"]
 
 OURS, WORKER, FLASK = "geventws", "geventws-gunicorn", "geventws-flask"
 DEFLATING = ("uwebsockets", "ws", "aiohttp", "websockets")
-_CLIENT_IS_FULL = 0.95
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="put it between the markers in that file")
     options = parser.parse_args()
     results = json.loads(options.file.read_text())
-    text = report(results)
+    text = markdown(results)
     if options.write is None:
         print(text)
         return 0
@@ -101,9 +103,11 @@ def main() -> int:
     return 0
 
 
-def report(results: Mapping[str, Any]) -> str:
-    """The machine, the table of targets, and where a peer is ahead, as markdown."""
-    return f"{_machine(results)}\n\n{_table(results)}\n\n{_ahead(results)}"
+def markdown(results: Mapping[str, Any]) -> str:
+    """The machine, the table of targets, and where a peer is ahead."""
+    where = results["environment"]
+    measured = f"Measured on {where['date']}: {machine(where)}; {versions(where)}."
+    return f"{measured}\n\n{_table(results)}\n\n{_ahead(results)}"
 
 
 def _table(results: Mapping[str, Any]) -> str:
@@ -122,15 +126,14 @@ def _table(results: Mapping[str, Any]) -> str:
             lines.append(f"| {target.work} | {target.title} | {value} | | | {most} | {moonshot} | {verdict} |")
             continue
         peer, ratio, theirs = _best(results, target)
-        shown = "-" if ratio is None else _rounded(ratio, target.bound)
-        if ratio is not None and _client_is_full(results, target, peer):
-            by_cpu = _best(results, Target(target.work, "server_cpu_us", target.bound, None, (peer,), target.server))[1]
-            if by_cpu is not None:
-                shown += f" (CPU {by_cpu:.2f})\\*"
-                full = True
-        verdict = "not measured"
+        shown, verdict = "-", "not measured"
         if ratio is not None:
+            shown = _rounded(ratio, target.bound, target.moonshot)
             verdict = "" if target.bound is None else _verdict(ratio >= target.bound)
+            if _client_is_full(results, target, peer):
+                by_cpu = _best(results, replace(target, figure="server_cpu_us", peers=(peer,)))[1]
+                shown += "\\*" if by_cpu is None else f" (CPU {by_cpu:.2f})\\*"
+                full = True
         least, moonshot = ("" if bound is None else f"{bound:g}" for bound in (target.bound, target.moonshot))
         lines.append(
             f"| {target.work} | {target.title} | {value} | {peer} {theirs} | {shown} | {least} | {moonshot} "
@@ -141,9 +144,12 @@ def _table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rounded(ratio: float, bound: float | None) -> str:
-    # A third digit where two would show a missed bound as reached.
-    return f"{ratio:.3f}" if bound is not None and ratio < bound <= round(ratio, 2) else f"{ratio:.2f}"
+def _rounded(ratio: float, *bounds: float | None) -> str:
+    """To two digits, or to as many as show that a bound is missed."""
+    digits = 2
+    while any(bound is not None and ratio < bound <= round(ratio, digits) for bound in bounds):
+        digits += 1
+    return f"{ratio:.{digits}f}"
 
 
 def _verdict(met: bool) -> str:
@@ -175,14 +181,16 @@ def _best(results: Mapping[str, Any], target: Target) -> tuple[str, float | None
 
 
 def _ratio(figure: str, ours: float, theirs: float) -> float:
-    return ours / theirs if figure == "rate" else theirs / ours
+    above, below = (ours, theirs) if figure == "rate" else (theirs, ours)
+    # Who ended no session in a round has a rate of zero.
+    return above / below if below else math.inf
 
 
 def _client_is_full(results: Mapping[str, Any], target: Target, peer: str) -> bool:
     if target.figure != "rate":
         return False
-    medians: Callable[[str], Any] = lambda server: results["medians"].get(target.work, {}).get(server) or {}  # noqa: E731
-    return max(medians(name).get("client_cpu") or 0 for name in (target.server, peer)) >= _CLIENT_IS_FULL
+    rows = results["medians"][target.work]
+    return max(rows[name]["client_cpu"] for name in (target.server, peer)) >= CLIENT_IS_FULL
 
 
 def _shown(figure: str, values: Mapping[int, float]) -> str:
@@ -198,30 +206,21 @@ def _number(figure: str, value: float) -> str:
 
 def _ahead(results: Mapping[str, Any]) -> str:
     """Where a peer is ahead of our standalone server."""
-    lines, compared = [], []
-    for work in results["works"]:
+    lines, measured = [], []
+    for work, rows in results["medians"].items():
         figure = "connection_bytes" if work == "idle" else "server_cpu_us" if work == "publish" else "rate"
-        peers = [name for name in results["medians"].get(work, {}) if not name.startswith("geventws")]
-        found: list[str] = []
-        for peer in peers:
+        ours = _shown(figure, _figures(results, work, OURS, figure))
+        found = []
+        for peer in (name for name in rows if not name.startswith(OURS)):
             _, ratio, theirs = _best(results, Target(work, figure, 1.0, None, (peer,)))
-            found += [peer] if ratio is not None else []
-            if ratio is not None and ratio < 0.995:
-                ours = _shown(figure, _figures(results, work, OURS, figure))
-                lines.append(f"- {work}: {peer} {theirs}, geventws {ours} ({ratio:.2f})")
-        compared.append(f"{work}: {', '.join(found) or 'none'}")
+            if ratio is not None:
+                found.append(peer)
+                if ratio < 1:
+                    lines.append(f"- {work}: {peer} {theirs}, geventws {ours} ({_rounded(ratio, 1)})")
+        measured.append(f"{work}: {', '.join(found) or 'none'}")
     # A peer that had no turn at a work may be ahead too: the list must not read as if it were not.
-    scope = f"Only these peers were measured in this run, of others it tells nothing. {'; '.join(compared)}."
+    scope = f"Only these peers were measured in this run, of others it tells nothing. {'; '.join(measured)}."
     return "Where a peer is ahead:\n\n" + ("\n".join(lines) or "- nowhere in this run") + f"\n\n{scope}"
-
-
-def _machine(results: Mapping[str, Any]) -> str:
-    machine = results["environment"]
-    versions = ", ".join(f"{name} {number}" for name, number in (machine.get("ours", {}) | machine["peers"]).items())
-    return (
-        f"Measured on {machine.get('date', 'an unknown day')}: {machine['cpu']}, {machine['cores']} cores, Linux "
-        f"{machine['kernel']}, Python {machine['python']}, Node {machine['node']}; {versions}."
-    )
 
 
 if __name__ == "__main__":
