@@ -6,31 +6,30 @@ Each point is one measurement as in run.py: a fresh server on one core, wsload o
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
 import re
 import resource
 import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from contenders import CONTENDERS, PEERS
-from installing import build_wsload, install, missing
+from figure import draw
+from installing import available, build_wsload
 from measuring import Cores, Run, measure
 from processes import ServerFailed, ServerProcess, free_port
+from report import environment, medians, write_json
 from works import Work
 
 CORES = Cores(0, 1)
 LARGE = 64 * 1024 * 1024
-#: What a message of 64 MiB may take at its peak, and how much longer the 99th percentile may be beside a flood.
-MOST_OF_LARGE, MOST_OF_FLOOD = 2.2, 2.0
 OURS = "geventws"
-#: The curves, and who is measured for each where the command line names nobody.
+#: How much longer our 99th percentile may be beside a flood, and what a message may take over its size.
+BOUNDS = {"fairness": 2.0, "large": 2.2}
+#: The curves, and who is measured for each.
 SERVERS = {
     "busy": (OURS, "uwebsockets", "picows"),
     "idle": (OURS, "picows"),
@@ -71,7 +70,8 @@ class Curves:
         for count in (1, 10, 100, 1000, 10_000):
             work = Work(f"busy-{count}", "", "echo", (f"-c{count}", "-w1", "-s125"))
             for server in self._chosen("busy"):
-                rate, p99 = self._measure("busy", work, server, count, "rate", "p99_us")
+                figures = self._measure(work, server)
+                rate, p99 = (self._keep("busy", server, name, count, figures[name]) for name in ("rate", "p99_us"))
                 print(f"{count:>11,}  {server:<14}{_shown(rate):>14}{_shown(p99):>12}")
 
     def idle(self) -> None:
@@ -80,8 +80,21 @@ class Curves:
         for count in (1000, 2000, 5000, 10_000, 15_000):
             work = Work(f"idle-{count}", "", "hold", (f"-c{count}",), "connections")
             for server in self._chosen("idle"):
-                (held,) = self._measure("idle", work, server, count, "connection_bytes")
-                print(f"{count:>11,}  {server:<14}{_shown(held):>18}")
+                figures = self._measure(work, server)
+                # As many as this system lets it open.
+                opened = int(figures["rate"] or count)
+                held = self._keep("idle", server, "connection_bytes", opened, figures["connection_bytes"])
+                print(f"{opened:>11,}  {server:<14}{_shown(held):>18}")
+
+    def publish(self) -> None:
+        """What a delivery costs with ever more subscribers."""
+        print("\npublish: 125 B to all\n\nsubscribers  server        us of CPU a delivery")
+        for count in (10, 100, 1000, 10_000):
+            work = Work(f"publish-{count}", "", "publish", (f"-c{count}", "-s125"), "deliveries", path="/publish")
+            for server in self._chosen("publish"):
+                figures = self._measure(work, server)
+                cost = self._keep("publish", server, "server_cpu_us", count, figures["server_cpu_us"])
+                print(f"{count:>11,}  {server:<14}{_shown(cost, 2):>20}")
 
     def fairness(self) -> None:
         """The p99 of 63 honest clients, quiet and while one floods."""
@@ -89,13 +102,14 @@ class Curves:
         print("server          quiet p99 us  flooded p99 us  ratio")
         options = ("-c63", "-w1", "-s125")
         for server in self._chosen("fairness"):
-            (quiet,) = self._measure("fairness", Work("quiet", "", "echo", options), server, 63, "p99_us")
-            flood = Work("flood", "", "echo", (*options, "-F512"))
-            (flooded,) = self._measure("fairness", flood, server, 64, "p99_us")
+            quiet = self._measure(Work("quiet", "", "echo", options), server)["p99_us"]
+            flooded = self._measure(Work("flood", "", "echo", (*options, "-F512")), server)["p99_us"]
             ratio = flooded / quiet if quiet and flooded else None
-            self.points.append(Point("fairness", server, "ratio", 64, ratio))
+            self._keep("fairness", server, "quiet p99_us", 63, quiet)
+            self._keep("fairness", server, "flooded p99_us", 63, flooded)
+            self._keep("fairness", server, "ratio", 63, ratio)
             print(f"{server:<14}{_shown(quiet):>14}{_shown(flooded):>16}{_shown(ratio, 2):>7}")
-            self._bound(server, ratio, MOST_OF_FLOOD)
+            self._hold_to_bound("fairness", server, ratio)
 
     def large(self) -> None:
         """The memory that a message of 64 MiB takes at its peak."""
@@ -106,62 +120,48 @@ class Curves:
                 ratio = _large_ratio(server)
             except (OSError, ServerFailed) as error:
                 self._say_wrong("large", server, str(error))
-            self.points.append(Point("large", server, "ratio", LARGE, ratio))
+            self._keep("large", server, "ratio", LARGE, ratio)
             print(f"{server:<14}{_shown(ratio, 2):>20}")
-            self._bound(server, ratio, MOST_OF_LARGE)
-
-    def publish(self) -> None:
-        """What a delivery costs with ever more subscribers."""
-        print("\npublish: 125 B to all\n\nsubscribers  server        us of CPU a delivery")
-        for count in (10, 100, 1000, 10_000):
-            work = Work(f"publish-{count}", "", "publish", (f"-c{count}", "-s125"), "deliveries", path="/publish")
-            for server in self._chosen("publish"):
-                (cost,) = self._measure("publish", work, server, count, "server_cpu_us")
-                print(f"{count:>11,}  {server:<14}{_shown(cost, 2):>20}")
+            self._hold_to_bound("large", server, ratio)
 
     def _chosen(self, curve: str) -> list[str]:
         return [server for server in SERVERS[curve] if server in self.servers]
 
-    def _measure(self, curve: str, work: Work, server: str, at: int, *figures: str) -> list[float | None]:
-        """The medians of a point's right runs."""
-        values: list[float | None] = []
-        runs = [
-            measure(self.wsload, work, CONTENDERS[server], number, self.seconds, CORES)
-            for number in range(1, self.rounds + 1)
-        ]
+    def _measure(self, work: Work, server: str) -> dict[str, Any]:
+        """The medians of the right runs."""
+        numbers = range(1, self.rounds + 1)
+        runs = [measure(self.wsload, work, CONTENDERS[server], number, self.seconds, CORES) for number in numbers]
         self.runs += runs
         for run in runs:
             if run.outcome != "right":
-                self._say_wrong(work.name, server, f"{run.outcome} {run.remark}")
-        for figure in figures:
-            right = [value for run in runs if run.outcome == "right" and (value := getattr(run, figure)) is not None]
-            values.append(median(right) if right else None)
-            self.points.append(
-                Point(curve, server, f"{work.name} {figure}" if at in (63, 64) else figure, at, values[-1])
-            )
-        return values
+                self._say_wrong(work.name, server, f"{run.outcome.upper()} {run.remark}")
+        return medians(runs)
+
+    def _keep(self, curve: str, server: str, figure: str, at: int, value: float | None) -> float | None:
+        self.points.append(Point(curve, server, figure, at, value))
+        return value
 
     def _say_wrong(self, work: str, server: str, reason: str) -> None:
         print(f"{work} {server}: {reason}", file=sys.stderr)
         self.failed |= server == OURS
 
-    def _bound(self, server: str, ratio: float | None, most: float) -> None:
+    def _hold_to_bound(self, curve: str, server: str, ratio: float | None) -> None:
         """Notes whether ours keeps a bound; a peer has none."""
         if server == OURS:
-            kept = ratio is not None and ratio <= most
-            print(f"(ours may be {most:g} at most: {'kept' if kept else 'NOT KEPT'})")
+            kept = ratio is not None and ratio <= BOUNDS[curve]
+            print(f"(ours may be {BOUNDS[curve]:g} at most: {'kept' if kept else 'NOT KEPT'})")
             self.failed |= not kept
 
 
-def _shown(value: float | None, places: int = 0) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:,.{places}f}"
+def _shown(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def _large_ratio(server: str) -> float:
     contender, port = CONTENDERS[server], free_port()
     # A frame's limit holds for its payload; some room, so that it is the memory that counts and not the limit.
-    environment = {**contender.environment_for(False), "BENCHMARK_LARGEST": str(80 * 1024 * 1024)}
-    with ServerProcess(contender.command_for(False), environment, PEERS, CORES.server, port) as process:
+    variables = {**contender.environment_for(False), "BENCHMARK_LARGEST": str(80 * 1024 * 1024)}
+    with ServerProcess(contender.command_for(False), variables, PEERS, CORES.server, port) as process:
         process.wait_ready(False)
         before = _peak(process.pid)
         _echo_large(port)
@@ -200,7 +200,7 @@ def _echo_large(port: int) -> None:
 
 
 def main() -> int:
-    """Measures the curves that the command line asks for; gives 1 where ours failed or passed a bound."""
+    """Measures the curves that the command line asks for; 1 where ours failed or passed a bound."""
     parser = argparse.ArgumentParser(description="Measures how cost grows with connections, subscribers and sizes.")
     everyone = list(dict.fromkeys(server for servers in SERVERS.values() for server in servers))
     parser.add_argument("--curve", nargs="+", choices=SERVERS, default=list(SERVERS))
@@ -210,28 +210,28 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write every point and run")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="where to draw the curves; takes matplotlib")
     options = parser.parse_args()
+    if not any(server in SERVERS[curve] for curve in options.curve for server in options.server):
+        parser.error("none of these servers has one of these curves")
+    if options.svg and find_spec("matplotlib") is None:
+        parser.error("--svg takes matplotlib")
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    install([CONTENDERS[name] for name in options.server])
     wsload, _ = build_wsload()
-    there = []
-    for server in options.server:
-        if reason := missing(CONTENDERS[server]):
-            print(f"{server} is left out: {reason}", file=sys.stderr)
-        else:
-            there.append(server)
-    curves = Curves(wsload, there, options.rounds, options.seconds)
-    curves.failed = OURS in options.server and OURS not in there
+    servers = [contender.name for contender in available([CONTENDERS[name] for name in options.server])]
+    curves = Curves(wsload, servers, options.rounds, options.seconds)
+    curves.failed = OURS in options.server and OURS not in servers
     for curve in options.curve:
         getattr(curves, curve)()
-    points: list[dict[str, Any]] = [asdict(point) for point in curves.points]
+    results = {
+        "environment": environment(),
+        "bounds": BOUNDS,
+        "points": [asdict(point) for point in curves.points],
+        "runs": [asdict(run) for run in curves.runs],
+    }
     if options.json:
-        results = {"cores": os.cpu_count(), "points": points, "runs": [asdict(run) for run in curves.runs]}
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(options.json, results)
     if options.svg:
-        from curve_figure import draw  # matplotlib is needed for nothing else here
-
-        draw(points, options.svg)
+        draw(results, options.svg)
     return int(curves.failed)
 
 

@@ -98,18 +98,11 @@ def peer_python() -> str:
 def install_peers(servers: Sequence[str]) -> list[str]:
     """Installs what the servers need; gives those that can run."""
     from contenders import CONTENDERS
-    from installing import install, missing
+    from installing import available
 
-    chosen = {server: CONTENDERS[PEERS[server]] for server in servers if server in PEERS}
-    install(chosen.values())
-    able = []
-    for server in servers:
-        lack = missing(chosen[server]) if server in chosen else None
-        if lack:
-            print(f"{server} is left out: {lack}", file=sys.stderr)
-        else:
-            able.append(server)
-    return able
+    names = dict.fromkeys(PEERS[server] for server in servers if server in PEERS)
+    able = [contender.name for contender in available([CONTENDERS[name] for name in names])]
+    return [server for server in servers if server in OURS or PEERS[server] in able]
 
 
 # -- The table ---------------------------------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from contenders import CERTIFICATE, HERE, NODE, PEER_PYTHON, PEERS, Contender
 from processes import telling_line
 
-__all__ = ["build_wsload", "install", "make_certificate", "missing"]
+__all__ = ["available", "build_wsload", "make_certificate"]
 
 _VENV = PEERS / "venv"
 _NODE = PEERS / "node"
@@ -51,16 +51,23 @@ def make_certificate() -> None:
     _run(["openssl", "req", "-x509", *kind, *names, "-keyout", str(key), "-out", str(certificate)])
 
 
-def install(contenders: Iterable[Contender]) -> None:
-    """Installs what these contenders need. What fails is told here, and then found by ``missing``."""
+def available(contenders: Sequence[Contender]) -> list[Contender]:
+    """Installs what these contenders need, and gives those that can run; who is left out is told."""
     runtimes = {contender.runtime for contender in contenders}
     if PEER_PYTHON in runtimes:
         _install_python(HERE / "peers" / "requirements.txt")
     if NODE in runtimes:
         _install_node(HERE / "peers" / "package.json")
+    found = []
+    for contender in contenders:
+        if reason := _missing(contender):
+            _say(f"left out: {contender.name}: {reason}")
+        else:
+            found.append(contender)
+    return found
 
 
-def missing(contender: Contender) -> str | None:
+def _missing(contender: Contender) -> str | None:
     """Why a contender can't run, in a line; None where it can."""
     if not shutil.which(contender.runtime):
         return f"there is no {contender.runtime}"

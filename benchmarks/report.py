@@ -50,7 +50,15 @@ def medians(runs: Sequence[Run]) -> dict[str, Any]:
         result[name] = median(values) if values else None
     rates = [run.rate for run in right if run.rate]
     result["spread"] = (max(rates) - min(rates)) / median(rates) if rates else None
-    result["marks"] = _marks(runs, result["client_cpu"])
+    outcomes = [run.outcome for run in runs]
+    result["faults"] = [
+        f"{name.upper()} in {outcomes.count(name)} of {len(runs)}"
+        for name in ("wrong", "stalled", "failed")
+        if name in outcomes
+    ]
+    result["marks"] = list(dict.fromkeys(run.remark for run in runs if run.outcome == "unable"))
+    if (result["client_cpu"] or 0) >= CLIENT_IS_FULL:
+        result["marks"].append("the client is the limit")
     return result
 
 
@@ -66,7 +74,7 @@ def table(work: Work, runs: Sequence[Run], baseline: str) -> str:
     lines = [["server", *(heading for heading, _, _ in columns), ""]]
     for name, row in rows.items():
         figures = [form.format(value) if (value := get(row)) is not None else "-" for _, get, form in columns]
-        lines.append([name, *figures, ", ".join(row["marks"])])
+        lines.append([name, *figures, ", ".join(row["faults"] + row["marks"])])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rounds = max(run.round for run in runs)
     text = [f"{work.name}: {work.title} (medians of {rounds} round{'s' * (rounds > 1)})"]
@@ -203,16 +211,3 @@ def _ratio_columns(work: Work, base: dict[str, Any]) -> list[Column]:
     if work.mode == "hold":
         return [("ratio", of("server_cpu" if work.pinged else "connection_bytes", False), "{:.2f}")]
     return [("rate ratio", of("rate", True), "{:.2f}"), ("cpu ratio", of("server_cpu_us", False), "{:.2f}")]
-
-
-def _marks(runs: Sequence[Run], client_cpu: float | None) -> list[str]:
-    outcomes = [run.outcome for run in runs]
-    marks = [
-        f"{name.upper()} in {outcomes.count(name)} of {len(runs)}"
-        for name in ("wrong", "stalled", "failed")
-        if name in outcomes
-    ]
-    marks += dict.fromkeys(run.remark for run in runs if run.outcome == "unable")
-    if client_cpu is not None and client_cpu >= CLIENT_IS_FULL:
-        marks.append("the client is the limit")
-    return marks

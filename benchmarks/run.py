@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from contenders import CONTENDERS, Contender
-from installing import build_wsload, install, make_certificate, missing
+from installing import available, build_wsload, make_certificate
 from measuring import Cores, Run, measure
 from report import document, heading, table, write_json
 from targets import markdown, needed
@@ -44,7 +44,7 @@ def main() -> int:
     cores = Cores(*options.cores)
     try:
         wsload, speaks_tls = build_wsload()
-        contenders = _available([CONTENDERS[name] for name in options.server])
+        contenders = available([CONTENDERS[name] for name in options.server])
     except KeyboardInterrupt:
         return 130
     except (OSError, subprocess.CalledProcessError) as error:
@@ -107,17 +107,6 @@ def _in_short(run: Run, work: Work) -> str:
     elif run.rate is not None:
         words.append(f"{run.rate:,.0f} {work.unit}/s")
     return ", ".join(words)
-
-
-def _available(contenders: Sequence[Contender]) -> list[Contender]:
-    install(contenders)
-    found = []
-    for contender in contenders:
-        if reason := missing(contender):
-            _say(f"left out: {contender.name}: {reason}")
-        else:
-            found.append(contender)
-    return found
 
 
 def _possible(works: Sequence[Work], speaks_tls: bool) -> list[Work]:
