@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,27 +59,53 @@ def main() -> int:
     group.add_argument("--record", action="store_true", help="write the counts to instructions.json")
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS), help="what to count (default: all)")
     options = parser.parse_args()
-    if not shutil.which("valgrind"):
-        print("valgrind is missing", file=sys.stderr)
+    obstacle = None if shutil.which("valgrind") else "valgrind is missing"
+    record, versions = json.loads(RECORD.read_text()), _versions()
+    if options.record and not obstacle:
+        obstacle = _not_recordable(HERE.parent, record, versions, options.work)
+    if obstacle:
+        print(obstacle, file=sys.stderr)
         return 2
+    revision = _git(HERE.parent, "rev-parse", "HEAD").strip() if options.record else ""
     counts = _count_tree(HERE.parent, options.work)
     if options.record:
-        RECORD.write_text(
-            json.dumps({"versions": _versions(), "revision": _revision(), "counts": counts}, indent=1) + "\n"
-        )
-    if not options.check:
-        for name, count in counts.items():
-            print(f"{name:<12}{count:>12,}")
-        return 0
-    return _check(counts)
+        RECORD.write_text(json.dumps(_recorded(record, versions, revision, counts), indent=1) + "\n")
+    if options.check:
+        return _check(record, versions, counts)
+    for name, count in counts.items():
+        print(f"{name:<12}{count:>12,}")
+    return 0
 
 
-def _check(counts: Mapping[str, int]) -> int:
-    record = json.loads(RECORD.read_text())
-    expected = record["counts"]
-    if record["versions"] != _versions():
-        print(f"recorded with other versions: {record['versions']}, here {_versions()}")
-        expected = _count_revision(record["revision"], list(counts)) or expected
+def _not_recordable(
+    tree: Path, record: Mapping[str, Any], versions: Mapping[str, Any], works: Collection[str]
+) -> str | None:
+    """Why the counts of these works can't be recorded, in words; None where they can."""
+    # All but the record itself: it may have been written for other works just before.
+    changed = _git(tree, "status", "--porcelain", "--", ".", ":(exclude)benchmarks/instructions.json")
+    if changed:
+        return f"commit first: counts are recorded with the commit that they hold for\n{changed}"
+    if record["versions"] != versions and set(works) != set(WORKS):
+        return "the record is of other versions, which it has once for all works: record all of them"
+    return None
+
+
+def _recorded(
+    record: Mapping[str, Any], versions: Mapping[str, Any], revision: str, counts: Mapping[str, int]
+) -> dict[str, Any]:
+    """The record with these counts; those of other works stay, with the commits that they hold for."""
+    entries = {name: {"count": count, "revision": revision} for name, count in counts.items()}
+    return {"versions": versions, "works": {**record["works"], **entries}}
+
+
+def _check(record: Mapping[str, Any], versions: Mapping[str, Any], counts: Mapping[str, int]) -> int:
+    entries = {name: record["works"][name] for name in counts}
+    expected = {name: entry["count"] for name, entry in entries.items()}
+    if record["versions"] != versions:
+        print(f"recorded with other versions: {record['versions']}, here {versions}")
+        for revision in {entry["revision"] for entry in entries.values()}:
+            names = [name for name, entry in entries.items() if entry["revision"] == revision]
+            expected |= _count_revision(revision, names)
     failed = 0
     for name, count in counts.items():
         verdict = "right"
@@ -91,13 +117,13 @@ def _check(counts: Mapping[str, int]) -> int:
     return int(failed > 0)
 
 
-def _count_revision(revision: str, works: list[str]) -> dict[str, int] | None:
-    """The counts of the recorded commit with the versions of here; None where the clone hasn't got it."""
+def _count_revision(revision: str, works: list[str]) -> dict[str, int]:
+    """The counts of a recorded commit with the versions of here; none where the clone hasn't got it."""
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(["git", "archive", revision], cwd=HERE.parent, capture_output=True)
         if archive.returncode:
             print(f"this clone has no commit {revision}: compared with the counts as recorded")
-            return None
+            return {}
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         return _count_tree(Path(folder), works)
 
@@ -183,9 +209,8 @@ def _versions() -> dict[str, Any]:
     return {"python": platform.python_version(), "machine": platform.machine(), "compiler": compiler, **packages}
 
 
-def _revision() -> str:
-    command = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=True).stdout.strip()
+def _git(tree: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=tree, capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":
