@@ -318,7 +318,7 @@ class TestInstructions:
         monkeypatch.setattr(instructions, "RECORD", tree / "benchmarks" / "instructions.json")
         monkeypatch.setattr(instructions, "_versions", lambda: {"a": "1"})
         monkeypatch.setattr(instructions, "_count_tree", lambda _, works: dict.fromkeys(works, 105))
-        monkeypatch.setattr(instructions.shutil, "which", lambda _: "valgrind")
+        monkeypatch.setattr("shutil.which", lambda _: "valgrind")
         return tree
 
     def git(self, tree: Path, *arguments: str) -> str:
