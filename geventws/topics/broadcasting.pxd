@@ -24,7 +24,7 @@ cdef class Flusher:
 
 
 cdef tuple _payload(message)
-@cython.locals(session=DefaultWebSocketSession, connection=Connection)
+@cython.locals(checked=list, opening=cython.bint, session=DefaultWebSocketSession, connection=Connection)
 cdef list _checked(sessions, hub)
 
 @cython.locals(

@@ -165,16 +165,16 @@ def _checked(sessions: Iterable[DefaultWebSocketSession], hub: Any) -> list[Defa
     if isinstance(sessions, WebSocketSession):
         # To iterate over it would be to receive.
         raise TypeError("broadcast takes an iterable of sessions, not a session: put it into a list")
-    checked: list[DefaultWebSocketSession] = []
-    for item in list(sessions):
+    checked = list(sessions)
+    opening = False
+    for item in checked:
         if not isinstance(item, DefaultWebSocketSession):
             raise TypeError(f"broadcast takes default sessions, not {type(item).__name__}")
         # A name of its own, whose type the compiled build knows.
         session = item
         connection = session.connection
-        owner = connection.hub
-        if owner is hub:
-            checked.append(session)
-        elif owner is not None:
-            raise UsageError("a session of another thread is among those of a broadcast: broadcast in its own")
-    return checked
+        if connection.hub is not hub:
+            if connection.hub is not None:
+                raise UsageError("a session of another thread is among those of a broadcast: broadcast in its own")
+            opening = True
+    return [session for session in checked if session.connection.hub is hub] if opening else checked
