@@ -13,10 +13,9 @@ import os
 import resource
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from datetime import datetime
-from functools import partial
+from errno import ECONNRESET, ENOTCONN, EPIPE
 from math import inf
 from ssl import OP_NO_RENEGOTIATION
 from time import monotonic
@@ -29,15 +28,16 @@ from gevent.server import StreamServer
 from gevent.socket import socket as GeventSocket
 from gevent.ssl import SSLSocket
 from gunicorn import util  # type: ignore[import-untyped]
+from gunicorn.config import PostRequest  # type: ignore[import-untyped]
 from gunicorn.http.errors import InvalidHeader, LimitRequestHeaders  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
-from gunicorn.workers.base_async import ALREADY_HANDLED, AsyncWorker  # type: ignore[import-untyped]
+from gunicorn.workers.base_async import AsyncWorker  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 from geventws.accepting import Acceptor, Waiting, WaitingRoom
-from geventws.errors import UsageError
 from geventws.frames import CloseCode
 from geventws.http_head import MAX_HEAD
+from geventws.offers import Exchange, OfferReader, answer_offer, reads_offers
 from geventws.peer_log import PeerLog, escape, format_address, shorten
 from geventws.server import (
     CLOSE_SPREAD,
@@ -48,9 +48,8 @@ from geventws.server import (
     server_is_full,
     server_is_stopping,
     shake_hands,
-    tell_failure,
 )
-from geventws.upgrade import KEY, Upgrade, flatten, lighten, names_websocket, unwrap
+from geventws.upgrade import flatten, names_websocket
 
 __all__ = ["Worker"]
 
@@ -107,16 +106,19 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.waiting = WaitingRoom()
         #: Whether new WebSockets are turned away.
         self.draining = False
-        self._exchanges: dict[Any, _Exchange] = {}
+        self._exchanges: dict[Any, Exchange] = {}
         # The deadlines of the first requests, by the greenlets that wait for them.
         self._deadlines: dict[Any, _HeadTimeout] = {}
-        # The requests that are being answered, and whose, by the greenlets that answer them.
-        self._requests: dict[Any, tuple[Any, Any]] = {}
+        #: The requests that are being answered, and whose, by the greenlets that answer them.
+        self.requests: dict[Any, tuple[Any, Any]] = {}
         # The listeners, as the system knows them in every process that has them.
         self._inodes: set[int] = set()
+        self._listeners: list[_Listener] = []
         self._signalled = False
         self._failed = False
         super().__init__(*arguments, **keywords)
+        #: Whether a hook gets to see the responses.
+        self.watches_responses = self.cfg.post_request is not PostRequest.default
         self.peer_log = PeerLog(self.log.warning)
 
     @property
@@ -165,7 +167,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Serves until the worker is told to stop, then ends what is open."""
         self._stopping = Event()
         try:
-            listeners = self._listen()
+            listeners = self._listeners = self._listen()
             while self.alive:
                 self.notify()
                 self._stopping.wait(1.0)
@@ -192,6 +194,10 @@ class Worker(GeventWorker):  # type: ignore[misc]
         # Armed again by the next `notify`: its file may be another one then.
         faulthandler.cancel_dump_traceback_later()
         super().handle_usr1(sig, frame)
+        # Behind gunicorn's own greenlet, which does it.
+        for listener in self._listeners:
+            if listener.offers is not None:
+                gevent.spawn(listener.offers.forget)
 
     def _log_handlers(self) -> list[logging.Handler]:
         # A `logger_class` may be of any kind.
@@ -247,7 +253,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
             listener.close()
         code = CloseCode.SERVICE_RESTART if self._is_replaced() else CloseCode.GOING_AWAY
         told: set[Any] = set()
-        for request, _ in self._requests.values():
+        for request, _ in self.requests.values():
             # Where the response has not begun, it says so.
             request.force_close()
         pools = [listener.pool for listener in listeners]
@@ -311,8 +317,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self.aborted = True
         faulthandler.cancel_dump_traceback_later()
         what = "no request"
-        if gevent.getcurrent() in self._requests:
-            request, address = self._requests[gevent.getcurrent()]
+        if gevent.getcurrent() in self.requests:
+            request, address = self.requests[gevent.getcurrent()]
             what = shorten(f"{request.method} {request.uri} of {format_address(address)}")
         stack = "".join(traceback.format_stack(frame))
         self.log.critical("Worker (pid:%s) is aborted while it runs %s:\n%s", self.pid, what, stack)
@@ -332,6 +338,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 if client is None:
                     return
             client.waiting = waiting
+            offers = None if limit is None else server.offers
+            if offers is not None and self._serve_offer(offers, client, addr):
+                return
             client.head_limit = self._head_limit()
             if limit is not None:
                 self._deadlines[greenlet] = _HeadTimeout.start_new(max(0.0, began + limit - monotonic()))
@@ -346,6 +355,27 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 self._deadlines.pop(greenlet).close()
             if client is not None:
                 util.close(client)
+
+    def _serve_offer(self, offers: OfferReader, client: _Client, addr: Any) -> bool:
+        """Serves a connection whose first packet is a plain offer; any other is left to gunicorn, and gives False."""
+        client.settimeout(self.handshake_timeout)
+        try:
+            piece = client.recv(INPUT_SIZE)
+        except OSError:
+            # It is gone; or it said nothing, as browsers do that connect in advance, and expects no answer.
+            return True
+        client.settimeout(None)
+        offer = offers.read(piece, addr)
+        if offer is None:
+            client.put_back(piece)
+            return False
+        self._head_is_here(client)
+        try:
+            answer_offer(self, client, addr, *offer)
+        except OSError as error:
+            if error.errno not in (EPIPE, ECONNRESET, ENOTCONN):
+                self.log.exception("Socket error processing request.")
+        return True
 
     def _head_limit(self) -> float:
         cfg = self.cfg
@@ -367,7 +397,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         self._head_is_here(sock)
         exchange = self._offer(req, sock, addr)
         greenlet = gevent.getcurrent()
-        self._requests[greenlet] = (req, addr)
+        self.requests[greenlet] = (req, addr)
         try:
             # Past GeventWorker's, which swallows the SystemExit that ends the process.
             AsyncWorker.handle_request(self, listener_name, req, sock, addr)
@@ -379,7 +409,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         except gevent.GreenletExit:
             raise StopIteration from None
         finally:
-            del self._requests[greenlet]
+            del self.requests[greenlet]
             if exchange is not None:
                 exchange.upgrade.expire()
                 del self._exchanges[sock]
@@ -439,7 +469,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         if deadline is not None:
             deadline.close()
 
-    def _offer(self, req: Any, sock: Any, addr: Any) -> _Exchange | None:
+    def _offer(self, req: Any, sock: Any, addr: Any) -> Exchange | None:
         """The exchange of a request that offers a WebSocket."""
         offers = [value for name, value in req.headers if name == "UPGRADE"]
         if not offers or not names_websocket(",".join(offers)) or self.cfg.protocol != "http":
@@ -450,7 +480,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
                 raise InvalidHeader(name, req=req)
         # The response says so, and the keep-alive loop ends, whatever the application answers.
         req.force_close()
-        exchange = self._exchanges[sock] = _Exchange(self, req, sock, addr)
+        exchange = self._exchanges[sock] = Exchange(self, req, sock, addr)
         return exchange
 
     def _call(self, environ: dict[str, Any], start_response: StartResponse) -> Any:
@@ -458,111 +488,26 @@ class Worker(GeventWorker):  # type: ignore[misc]
         exchange = self._exchanges.get(environ["gunicorn.socket"])
         if exchange is None:
             return self._application(environ, start_response)
-        application = self._application
+        return exchange.run(self.application_for_offer(), environ, start_response)
+
+    def application_for_offer(self) -> Any:
+        """The application that an offer gets: a stand-in where no more WebSockets may be opened."""
         if self.draining:
-            application = server_is_stopping
-        elif len(self.handlers) >= self._most_websockets():
-            application = server_is_full
-        return exchange.run(application, environ, start_response)
+            return server_is_stopping
+        if len(self.handlers) >= self._most_websockets():
+            return server_is_full
+        return self._application
+
+    def count_request(self) -> None:
+        """Counts a request that gunicorn does not see, for ``max_requests``."""
+        self.nr += 1
+        if self.nr >= self.max_requests and self.alive:
+            self.log.info("Autorestarting worker after current request.")
+            self.alive = False
 
     def _most_websockets(self) -> int:
         most: int = self.worker_connections
         return max(1, most - max(1, most // 10)) if self.max_websockets is None else self.max_websockets
-
-
-class _Exchange:
-    """A request that offers a WebSocket, between gunicorn and the application."""
-
-    def __init__(self, worker: Worker, request: Any, sock: Any, address: Any) -> None:
-        self.upgrade = Upgrade(self._let_go, address, worker.sessions)
-        self._worker = worker
-        self._request = request
-        self._socket = sock
-        self._environ: dict[str, Any] = {}
-        self._begun = False
-
-    def run(self, application: Any, environ: dict[str, Any], start_response: StartResponse) -> Any:
-        """Calls the application; once it has taken the connection, nothing of what it does reaches gunicorn."""
-        began = datetime.now()
-        worker, upgrade = self._worker, self.upgrade
-        self._environ = environ
-        environ[KEY] = upgrade
-        environ.pop("wsgi.early_hints", None)
-        handler = gevent.getcurrent()
-        worker.handlers.add(handler)
-        try:
-            result = application(environ, partial(self._start_response, start_response))
-            # A generator takes the connection when it is asked for its first piece.
-            result = self._begin(result)
-        except BaseException as error:
-            if not upgrade.taken or isinstance(error, (SystemExit, KeyboardInterrupt)):
-                raise
-            if not isinstance(error, (gevent.GreenletExit, ConnectionError)):
-                worker.log.exception("Error on the connection taken by %s", shorten(self._request.uri))
-        finally:
-            worker.handlers.discard(handler)
-        if not upgrade.taken:
-            return result
-        # For the hooks, which look at the response; nothing is written by it.
-        with suppress(AssertionError):
-            start_response("101 Switching Protocols", [])
-        outcome = upgrade.outcome
-        if outcome is not None:
-            tell_failure(worker.peer_log, upgrade.remote_address, outcome)
-            environ["geventws.close_code"] = str(int(outcome.code))
-            environ["geventws.received"] = str(outcome.received)
-        response = _Switched(None if outcome is None else outcome.sent)
-        worker.log.access(response, self._request, environ, datetime.now() - began)
-        return ALREADY_HANDLED
-
-    def _begin(self, result: Iterable[bytes]) -> Iterable[bytes]:
-        pieces: Iterator[bytes] = iter(())
-        try:
-            if not self.upgrade.taken:
-                pieces = iter(result)
-                first = next(pieces, b"")
-        except BaseException:
-            _close(result)
-            raise
-        if self.upgrade.taken:
-            _close(result)
-            return ()
-        return _resume(first, pieces, result)
-
-    def _start_response(
-        self, start_response: StartResponse, status: str, headers: Any, *exc_info: Any
-    ) -> Callable[[bytes], object]:
-        if self.upgrade.taken:
-            return _ignore
-        # gunicorn would let "Connection: Upgrade", which belongs to a 426, win over its own "close".
-        headers = [(name, value) for name, value in headers if name.lower() != "connection"]
-        return partial(self._write, start_response(status, headers, *exc_info))
-
-    def _write(self, write: Callable[[bytes], object], data: bytes) -> None:
-        if not self.upgrade.taken:
-            self._begun = True
-            write(data)
-
-    def _let_go(self) -> tuple[Any, bytearray]:
-        """Ends HTTP on this connection, for `Upgrade.take`."""
-        environ = self._environ
-        if self._begun:
-            raise UsageError("the response has begun: take the connection before anything of it is written")
-        if environ.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ:
-            raise UsageError("a request with a body can't be upgraded")
-        read_ahead = bytearray(self._request.unreader.take_buffered())
-        lighten(environ)
-        return unwrap(self._socket), read_ahead
-
-
-class _Switched:
-    """The response to an upgrade, as the access log sees it."""
-
-    status = "101 Switching Protocols"
-    headers = ()
-
-    def __init__(self, sent: int | None) -> None:
-        self.sent = sent
 
 
 class _HeadTimeout(gevent.Timeout):
@@ -575,13 +520,23 @@ class _Gathering:
     receipts = received = 0
     head_limit: float = MAX_HEAD
     waiting: Waiting | None = None
+    _put_back = b""
+
+    def put_back(self, piece: bytes) -> None:
+        """Has ``piece`` be what is received next."""
+        self._put_back = piece
 
     def recv(self, *arguments: Any) -> bytes:
         """Receives, as a socket does."""
         self.receipts += 1
         if self.receipts > CRUMBS:
             gevent.sleep(CRUMBS_GATHER)
-        piece: bytes = super().recv(*arguments)  # type: ignore[misc]
+        piece: bytes
+        if self._put_back:
+            size = arguments[0]
+            piece, self._put_back = self._put_back[:size], self._put_back[size:]
+            return piece
+        piece = super().recv(*arguments)  # type: ignore[misc]
         self.received += len(piece)
         # gunicorn would take 100 fields of 8 KiB, and looks at all that it has with each piece.
         if self.received > self.head_limit + INPUT_SIZE:
@@ -606,6 +561,8 @@ class _Listener(Acceptor, StreamServer):
     def __init__(self, worker: Worker, listener: Any, **options: Any) -> None:
         self._worker = worker
         self._name = listener.getsockname()
+        #: What reads plain offers; None where gunicorn reads all requests.
+        self.offers = OfferReader(worker.cfg, self._name) if reads_offers(worker.cfg, self._name) else None
         self.waiting = worker.waiting
         self.peer_log = worker.peer_log
         super().__init__(listener, **options)
@@ -658,21 +615,3 @@ def _escaped(record: logging.LogRecord) -> bool:
             if isinstance(value, str):
                 atoms[name] = escape(value)
     return True
-
-
-def _ignore(data: bytes) -> None:
-    """Writes nothing."""
-
-
-def _close(result: Any) -> None:
-    close = getattr(result, "close", None)
-    if close is not None:
-        close()
-
-
-def _resume(first: bytes, rest: Iterator[bytes], result: Any) -> Iterator[bytes]:
-    try:
-        yield first
-        yield from rest
-    finally:
-        _close(result)

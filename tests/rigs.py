@@ -7,6 +7,7 @@ connection.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
@@ -206,6 +207,20 @@ def fields(environ: dict[str, Any], start_response: Any) -> Any:
     return respond(start_response, "\n".join(told))
 
 
+def told_environ(environ: dict[str, Any], start_response: Any) -> Any:
+    """The whole environ, and what the WSGI errors are: strings as they are, of other values what they are."""
+    told = {
+        key: value if isinstance(value, (str, bool, tuple)) else repr(type(value)) for key, value in environ.items()
+    }
+    return respond(start_response, json.dumps(told, sort_keys=True))
+
+
+def complain(environ: dict[str, Any], start_response: Any) -> Any:
+    """Writes a line to the error log, as WSGI has it."""
+    environ["wsgi.errors"].write("a complaint\n")
+    return respond(start_response, "hello")
+
+
 def ws_echo(environ: dict[str, Any], start_response: Any) -> Any:
     """A session."""
     echo(environ)
@@ -333,7 +348,9 @@ def fails(environ: dict[str, Any], start_response: Any) -> Any:
 PATHS: dict[str, Callable[[dict[str, Any], Any], Any]] = {
     "/": hello,
     "/body": body,
+    "/complain": complain,
     "/echo": ws_echo,
+    "/environ": told_environ,
     "/deaf": ws_deaf,
     "/asleep": ws_asleep,
     "/exit": ws_exit,

@@ -55,6 +55,7 @@ ROOMS = [
     # The faces.
     "flask",
     "server",
+    "offers",
     "worker",
     "testing",
     "client",
@@ -81,7 +82,7 @@ INPUT_AND_OUTPUT = {
 }  # fmt: skip
 
 #: What only these modules may import; the rest works without it.
-OPTIONAL = {"flask": {"flask"}, "gunicorn": {"worker"}}
+OPTIONAL = {"flask": {"flask"}, "gunicorn": {"offers", "worker"}}
 
 
 def name_of(path: Path) -> str:
