@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 import gevent
+from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.http.wsgi import Response, create  # type: ignore[import-untyped]
 from gunicorn.workers.base_async import ALREADY_HANDLED  # type: ignore[import-untyped]
 
@@ -290,14 +291,17 @@ class _LateResponse:
         return self._made is not None and self._made.headers_sent
 
 
-def answer_offer(worker: Any, sock: Any, address: Any, environ: dict[str, Any], rest: bytes) -> None:
+def answer_offer(worker: Any, connection: list[Any], offer: tuple[dict[str, Any], bytes]) -> None:
     """Serves an offer that an `OfferReader` has read, as gunicorn serves what its own parser read.
 
-    Raises ``OSError`` where the peer is gone, and what ends the process.
+    Empties ``connection``, a socket and an address. Raises ``OSError`` where the peer is gone, and what ends the
+    process.
     """
+    address, sock = connection.pop(), connection.pop()
+    environ, rest = offer
     environ["gunicorn.socket"] = sock
     exchange = Exchange(worker, OfferedRequest(environ, address), sock, address, rest)
-    del sock, rest
+    del offer, sock, rest
     late = _LateResponse(exchange)
     began = datetime.now()
     worker.requests[gevent.getcurrent()] = (exchange.request, address)
@@ -325,6 +329,8 @@ def answer_offer(worker: Any, sock: Any, address: Any, environ: dict[str, Any], 
     finally:
         del worker.requests[gevent.getcurrent()]
         exchange.upgrade.expire()
+        if exchange.socket is not None:
+            util.close(exchange.socket)
         if worker.watches_responses:
             try:
                 worker.cfg.post_request(worker, exchange.request, environ, late.make())

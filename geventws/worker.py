@@ -228,7 +228,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         for sock in self.sockets:
             sock.setblocking(1)
             self._inodes.add(os.fstat(sock.fileno()).st_ino)
-            listener = _Listener(self, sock, spawn=Pool(self.worker_connections), **options)
+            listener = _Listener(self, sock, spawn=Pool(self.worker_connections, _Connection), **options)
             if self.cfg.workers > 1:
                 listener.max_accept = 1
             listener.start()
@@ -326,21 +326,29 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     # -- A connection --------------------------------------------------------------------------------------------------
 
-    def serve(self, server: Any, client: Any, addr: Any) -> None:
-        """Serves a new connection to its end, in its greenlet."""
+    def serve(self, server: Any, connection: list[Any]) -> None:
+        """Serves a new connection, a socket and an address, to its end, in its greenlet.
+
+        The list is empty afterwards, and already when a session has the connection: nothing else of it stays.
+        """
         began = monotonic()
+        client, addr = connection
         waiting = self.waiting.enter(client.fileno(), addr)
         greenlet = gevent.getcurrent()
         limit = self.handshake_timeout
         try:
             if server.ssl_enabled:
+                connection.pop(0)
                 client = shake_hands(server, client, waiting, limit)
                 if client is None:
                     return
+                connection.insert(0, client)
             client.waiting = waiting
-            offers = None if limit is None else server.offers
-            if offers is not None and self._serve_offer(offers, client, addr):
-                return
+            if server.offers is not None and limit is not None:
+                del client
+                if self._serve_offer(server.offers, connection):
+                    return
+                client = connection[0]
             client.head_limit = self._head_limit()
             if limit is not None:
                 self._deadlines[greenlet] = _HeadTimeout.start_new(max(0.0, began + limit - monotonic()))
@@ -348,16 +356,17 @@ class Worker(GeventWorker):  # type: ignore[misc]
         finally:
             # The descriptor may be another one's already, so this must not give way to anybody.
             self.waiting.leave(waiting)
-            if client is not None:
-                # Where it waited for a further request.
-                self.waiting.leave(client.waiting)
             if greenlet in self._deadlines:
                 self._deadlines.pop(greenlet).close()
-            if client is not None:
-                util.close(client)
+            if len(connection) == 2:
+                # Where it waited for a further request.
+                self.waiting.leave(connection[0].waiting)
+                util.close(connection[0])
+            connection.clear()
 
-    def _serve_offer(self, offers: OfferReader, client: _Client, addr: Any) -> bool:
+    def _serve_offer(self, offers: OfferReader, connection: list[Any]) -> bool:
         """Serves a connection whose first packet is a plain offer; any other is left to gunicorn, and gives False."""
+        client, addr = connection
         client.settimeout(self.handshake_timeout)
         try:
             piece = client.recv(INPUT_SIZE)
@@ -370,8 +379,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
             client.put_back(piece)
             return False
         self._head_is_here(client)
+        del client, piece
         try:
-            answer_offer(self, client, addr, *offer)
+            answer_offer(self, connection, offer)
         except OSError as error:
             if error.errno not in (EPIPE, ECONNRESET, ENOTCONN):
                 self.log.exception("Socket error processing request.")
@@ -552,6 +562,13 @@ class _TLSClient(_Gathering, SSLSocket):
     """A client's TLS socket."""
 
 
+class _Connection(gevent.Greenlet):  # type: ignore[type-arg]
+    """The greenlet of a connection, which does not keep whence it was started: that is the same for all."""
+
+    __slots__ = ()
+    spawning_stack_limit = 0
+
+
 class _Listener(Acceptor, StreamServer):
     """A listening socket of a worker."""
 
@@ -577,14 +594,14 @@ class _Listener(Acceptor, StreamServer):
     def do_handle(self, sock: Any, address: Any) -> None:
         """Starts the greenlet of a new connection; gevent's own way goes through more frames."""
         try:
-            self._spawn(self._worker.serve, self, sock, address)
+            self._spawn(self._worker.serve, self, [sock, address])
         except BaseException:
             sock.close()
             raise
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serves a connection."""
-        self._worker.serve(self, sock, address)
+        self._worker.serve(self, [sock, address])
 
     def getsockname(self) -> Any:
         """The address, for gunicorn; also of a listener that was closed between an accept and the greenlet's turn."""
