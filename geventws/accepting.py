@@ -46,6 +46,17 @@ TLS_PATIENCE_SECONDS = 0.5
 #: The part of the places that is cleared at a time.
 CLEARED = 1 / 50
 
+# Kept at forks: a system call for each connection would be 1 % of a short session.
+_process = os.getpid()
+
+
+def _in_child() -> None:
+    global _process
+    _process = os.getpid()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
 _NO_ROOM = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 20\r\n\r\n"
     b"The server is full.\n"
@@ -146,7 +157,7 @@ class Acceptor:
 
     def start(self) -> None:
         """Starts to accept; returns at once."""
-        self._process = os.getpid()
+        self._process = _process
         self._open_spare()
         super().start()  # type: ignore[misc]
 
@@ -165,7 +176,7 @@ class Acceptor:
             self.full = self._is_full
 
     def _is_full(self) -> bool:
-        if not self.pool.full() or os.getpid() != self._process:
+        if not self.pool.full() or _process != self._process:
             # A fork of the server's process learns in `do_read` that it must not accept.
             return False
         listener = _poll()
@@ -199,7 +210,7 @@ class Acceptor:
 
     def do_read(self) -> Any:
         """Accepts a connection; None where there is none. Called in the hub."""
-        if os.getpid() != self._process:
+        if _process != self._process:
             # A fork of the server's process: its hub has the watcher too.
             self.stop_accepting()
             return None
