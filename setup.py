@@ -10,9 +10,11 @@ SOURCES = {
     "geventws.protocol.deflating": "geventws/protocol/deflating.pyx",
     "geventws.protocol.codec": "geventws/protocol/codec.py",
     "geventws.transport": "geventws/transport.pyx",
+    "geventws.schedule": "geventws/schedule.py",
     "geventws.switching": "geventws/switching.pyx",
     "geventws.arrivals": "geventws/arrivals.py",
     "geventws.connection": "geventws/connection.py",
+    "geventws.pinger": "geventws/pinger.py",
     "geventws.session": "geventws/session.py",
     "geventws.topics.broadcasting": "geventws/topics/broadcasting.py",
 }

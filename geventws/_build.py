@@ -23,8 +23,10 @@ COMPILED_MODULES = (
     "geventws.protocol.codec",
     "geventws.switching",
     "geventws.transport",
+    "geventws.schedule",
     "geventws.arrivals",
     "geventws.connection",
+    "geventws.pinger",
     "geventws.session",
     "geventws.topics.broadcasting",
 )

@@ -3,6 +3,7 @@ cimport cython
 from geventws.arrivals cimport Arrivals
 from geventws.protocol.buffer cimport Buffer
 from geventws.protocol.codec cimport Reader
+from geventws.schedule cimport Entry, Schedule
 from geventws.switching cimport current, switch
 from geventws.transport cimport Transport, monotonic
 
@@ -28,10 +29,12 @@ cdef class Connection:
     cdef readonly bint input_over
     cdef bytearray shared
     cdef Arrivals arrivals
+    cdef readonly Schedule schedule
+    cdef Entry message_entry, close_entry, stall_entry
     cdef bytes held
     cdef bint gathering, resting, discarding, ended, in_hub
     cdef double turn_ends, message_timeout, message_since, paused_since
-    cdef object drained, gone, fragmenting, postponed, message_entry, close_entry, stall_entry, slice_timer
+    cdef object drained, gone, fragmenting, postponed, slice_timer
     cdef long long sent_before, sent_before_close, taken, ahead_of_ping
     cdef long queued_before, queued_before_close
     cdef Py_ssize_t message_begun, postponed_size

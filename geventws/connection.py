@@ -110,6 +110,7 @@ class Connection:
         self.hub: Any = None
         self.shared: bytearray = None  # type: ignore[assignment]
         self.arrivals: Arrivals = None  # type: ignore[assignment]
+        self.schedule: Schedule = None  # type: ignore[assignment]
         self.receiver: Any = None
         self.gathering = False
         self.turn_ends = 0.0
@@ -167,6 +168,7 @@ class Connection:
             self.hub.geventws_arrivals = Arrivals(self.hub)
         self.shared = shared
         self.arrivals = self.hub.geventws_arrivals
+        self.schedule = Schedule.of_hub(self.hub)
         self.reader = Reader(
             self.output,
             self.client,
@@ -456,7 +458,7 @@ class Connection:
     def _watch_message(self) -> None:
         """Notes when the message that has begun did, and looks whether it has ended in time."""
         if self.message_entry is None:
-            self.message_entry = Schedule.of_hub(self.hub).after(self.message_timeout, self._message_due)
+            self.message_entry = self.schedule.after(self.message_timeout, self._message_due)
         elif self.reader.begun == self.message_begun:
             return
         self.message_begun = self.reader.begun
@@ -470,7 +472,7 @@ class Connection:
         # A message that has begun since has some time left.
         left = self.message_timeout if self.paused else self.message_since + self.message_timeout - monotonic()
         if left > 0:
-            self.message_entry = Schedule.of_hub(self.hub).after(left, self._message_due)
+            self.message_entry = self.schedule.after(left, self._message_due)
         else:
             late = f"a message took over {self.message_timeout:g} s to arrive"
             self.fail(ProtocolError(CloseCode.POLICY_VIOLATION, late))
@@ -729,7 +731,7 @@ class Connection:
             # On a slow link the kernel takes more only when much of its own buffer is gone: that counts as well.
             self.sent_before = self.transport.sent
             self.queued_before = self.transport.queued()
-            self.stall_entry = Schedule.of_hub(self.hub).after(self.timeout, self._stall_due)
+            self.stall_entry = self.schedule.after(self.timeout, self._stall_due)
 
     def _stall_due(self) -> None:
         self.stall_entry = None
@@ -830,7 +832,7 @@ class Connection:
         if self.close_entry is None:
             self.sent_before_close = self.transport.sent
             self.queued_before_close = self.transport.queued()
-            self.close_entry = Schedule.of_hub(self.hub).after(self.timeout, self._close_due)
+            self.close_entry = self.schedule.after(self.timeout, self._close_due)
 
     def _close_due(self) -> None:
         """Ends a close that takes too long, but for one whose last messages are on their way over a slow link."""
@@ -898,7 +900,7 @@ class Connection:
     def _broken(self) -> None:
         """A fault of our own in the hub ends this connection, not the loop."""
         try:
-            Schedule.of_hub(self.hub).after(0, _log_fault())
+            self.schedule.after(0, _log_fault())
             self.fail(ProtocolError(CloseCode.INTERNAL_ERROR, ""))
             if self.ended:
                 # `fail` leaves such a connection alone, and nothing else would end it now.
@@ -936,7 +938,7 @@ class Connection:
 
     def _tell_end(self) -> None:
         self.output.clear()
-        schedule = Schedule.of_hub(self.hub)
+        schedule = self.schedule
         schedule.cancel(self.message_entry)
         schedule.cancel(self.close_entry)
         schedule.cancel(self.stall_entry)

@@ -1,15 +1,15 @@
-"""Keepalive: pings that must be answered (RFC 6455 5.5.2)."""
+"""Keepalive: pings that must be answered (RFC 6455 5.5.2). pinger.pxd gives the types to the compiled build."""
 
 from __future__ import annotations
 
 from os import urandom
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from geventws.connection import Connection, State
 from geventws.errors import ProtocolError
 from geventws.frames import CloseCode, Frame
-from geventws.schedule import Entry, Schedule
+from geventws.schedule import Entry
+from geventws.transport import monotonic
 
 if TYPE_CHECKING:
     from geventws.session import WebSocketSession
@@ -35,7 +35,7 @@ class Pinger:
         self.latency: float | None = None
         self._payload: bytes | None = None
         self._sent_at = monotonic()
-        self._entry: Entry | None = Schedule.of_hub().after(period, self._due)
+        self._entry: Entry | None = connection.schedule.after(period, self._due)
 
     def pong(self, frame: Frame) -> None:
         """Takes a pong that the peer sent; one that answers no ping of this pinger is passed over."""
@@ -50,7 +50,7 @@ class Pinger:
 
     def stop(self) -> None:
         """Pings no more."""
-        Schedule.of_hub().cancel(self._entry)
+        self._connection.schedule.cancel(self._entry)
         self._entry = None
 
     def _due(self) -> None:
@@ -84,7 +84,7 @@ class Pinger:
         self._wake_at(now + min(self.period, self.timeout), now)
 
     def _wake_at(self, when: float, now: float) -> None:
-        self._entry = Schedule.of_hub().after(when - now, self._due)
+        self._entry = self._connection.schedule.after(when - now, self._due)
 
 
 def pinger(session: WebSocketSession, period: float, timeout: float) -> Pinger:

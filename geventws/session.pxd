@@ -1,6 +1,7 @@
 cimport cython
 
 from geventws.connection cimport Connection
+from geventws.pinger cimport Pinger
 from geventws.transport cimport monotonic
 
 
@@ -23,7 +24,8 @@ cdef class WebSocketSession:
 
 
 cdef class DefaultWebSocketSession(WebSocketSession):
-    cdef object _ping_interval, _pinger, _pings, _latency
+    cdef Pinger _pinger
+    cdef object _ping_interval, _pings, _latency
 
     @cython.locals(connection=Connection)
     cpdef send(self, message)

@@ -33,11 +33,11 @@ ROOMS = [
     # The seam between the server half and the application half.
     "upgrade",
     # One socket.
+    "transport",
     "schedule",
     "spare_memory",
     "arrivals",
     "switching",
-    "transport",
     "tls",
     "connection",
     # Sessions.
