@@ -17,7 +17,7 @@ from werkzeug.wrappers import Request, Response
 
 from geventws.connection import State
 from geventws.errors import ConnectionClosed, HandshakeError, ProtocolError, UsageError
-from geventws.frames import CloseCode, CloseReason, may_be_sent
+from geventws.frames import NORMAL_CLOSURE, CloseCode, CloseReason, may_be_sent
 from geventws.protocol.handshake import is_upgrade, negotiate, read_handshake, response_head
 from geventws.session import DefaultWebSocketSession, WebSocketSession
 from geventws.settings import Settings
@@ -247,7 +247,7 @@ def _end(session: WebSocketServerSession) -> None:
         connection.end_output()
         connection.wait_closed(None)
     else:
-        _close(session, CloseReason(CloseCode.NORMAL))
+        _close(session, NORMAL_CLOSURE)
 
 
 def _close(session: WebSocketServerSession, reason: CloseReason) -> None:

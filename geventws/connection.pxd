@@ -40,8 +40,9 @@ cdef class Connection:
     cdef Py_ssize_t message_begun, postponed_size
     cdef object __weakref__
 
-    @cython.locals(reader=Reader)
     cpdef receive(self)
+    @cython.locals(reader=Reader)
+    cpdef receive_or_end(self)
     cdef _wait_for_hub(self)
     cdef _look_at_clock(self)
     cpdef receive_within(self, timeout)

@@ -215,12 +215,19 @@ class Connection:
 
         Raises ``ConnectionClosed`` when no more can come, ``UsageError`` when another greenlet waits here already.
         """
+        message = self.receive_or_end()
+        if message is None:
+            raise ConnectionClosed(self.ending())
+        return message
+
+    def receive_or_end(self) -> str | bytes | Frame | None:
+        """As `receive`, but gives None when no more can come."""
         reader = self.reader
         if reader.waiting > 1 and reader.head & MESSAGES_BETWEEN_LOOKS - 1 == MESSAGES_BETWEEN_LOOKS - 1:
             self._look_at_clock()
         while not reader.waiting:
             if self.input_over:
-                raise ConnectionClosed(self.ending())
+                return None
             if self.receiver is not None:
                 raise UsageError("another greenlet waits in receive() already: one session has one receiver at a time")
             if not self.gathering:
@@ -764,10 +771,10 @@ class Connection:
     def start_close(self, reason: CloseReason) -> None:
         """Begins the closing handshake (RFC 6455 7.1.2) without waiting for it; does nothing on one that has begun.
 
-        Raises ``ValueError`` or ``TypeError`` for a reason that may not be sent.
+        Otherwise raises ``ValueError`` or ``TypeError`` for a reason that may not be sent.
         """
-        payload = reason.to_payload()
         if self.state == OPEN and not self.close_sent and not self.ended:
+            payload = reason.to_payload()
             self.close_reason = reason
             self._send_close(payload)
             self.reader.stop()
@@ -806,7 +813,6 @@ class Connection:
             self.state = CLOSING
             self.close_sent = True
             self.discarding = True
-            self._limit_closing()
             self._stop_input()
             self._flush_closing()
 
@@ -826,7 +832,6 @@ class Connection:
         self.output.append_frame(0x88, payload, self.masking)
         self.close_sent = True
         self.state = CLOSING
-        self._limit_closing()
 
     def _limit_closing(self) -> None:
         if self.close_entry is None:
@@ -876,14 +881,16 @@ class Connection:
         self._deliver()
         if self.state != CLOSED:
             self.state = CLOSING
-            self._limit_closing()
             self._flush_closing()
 
     def _flush_closing(self) -> None:
+        """Sends what is left, and limits the time for what is to wait for then; most often there is nothing."""
         if self.output.length():
             self.flush()
         elif self.state == CLOSING:
             self._flushed()
+        if self.state == CLOSING:
+            self._limit_closing()
 
     def _flushed(self) -> None:
         """Closing, and the last byte is with the socket: what is left to wait for?"""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from geventws.errors import ProtocolError
 
-__all__ = ["MAX_CONTROL_PAYLOAD", "CloseCode", "CloseReason", "Frame", "Opcode"]
+__all__ = ["MAX_CONTROL_PAYLOAD", "NORMAL_CLOSURE", "CloseCode", "CloseReason", "Frame", "Opcode", "read_close"]
 
 #: The longest payload of a control frame (RFC 6455 5.5).
 MAX_CONTROL_PAYLOAD = 125
@@ -102,6 +103,13 @@ class CloseReason(NamedTuple):
         """A reason for machine-made text, cut at a code point to fit into 123 bytes."""
         cut = message.encode()[: MAX_CONTROL_PAYLOAD - 2].decode(errors="ignore")
         return cls(code, cut)
+
+
+#: As `CloseReason.from_payload` for bytes; most sessions end with one of few payloads, which it remembers.
+read_close = lru_cache(maxsize=64)(CloseReason.from_payload)
+
+#: How a session ends that has done what it was for.
+NORMAL_CLOSURE = CloseReason(CloseCode.NORMAL)
 
 
 class Frame(NamedTuple):

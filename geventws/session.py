@@ -66,10 +66,10 @@ class Messages:
         connection = self.session.connection
         if connection.state == CONNECTING:
             self.session.accept_if_needed()
-        try:
-            return connection.receive()
-        except ConnectionClosed:
-            raise StopIteration from None
+        message = connection.receive_or_end()
+        if message is None:
+            raise StopIteration
+        return message
 
 
 class WebSocketSession:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from geventws.errors import ProtocolError
-from geventws.frames import CloseReason, Frame, Opcode
+from geventws.frames import CloseReason, Frame, Opcode, read_close
 from geventws.protocol.buffer import (
     Buffer,
     Utf8Validator,
@@ -445,7 +445,7 @@ class Reader:
     def _control(self, first: int, payload: bytes) -> None:
         opcode = first & 0x0F
         if opcode == 8:
-            self.close_reason = CloseReason.from_payload(payload)
+            self.close_reason = read_close(payload)
         elif not self.raw:
             if opcode == 9:
                 if self.open:
