@@ -49,6 +49,9 @@ Handler = Callable[..., Any]
 #: Where the environ holds what makes the call in an app, for a ``WebSocketUpgrade`` that the app leads to.
 CALL_KEY = "geventws.call"
 
+# An enum's member takes longer to get and to compare.
+CONNECTING = int(State.CONNECTING)
+
 #: Characters of a path that a line of the log repeats.
 _LOGGED_PATH = 100
 
@@ -72,10 +75,10 @@ class ServerCall:
     )
 
     def __init__(self, environ: WSGIEnvironment, application: Any, settings: Settings) -> None:
-        if not is_upgrade(environ):
-            raise upgrade_required(environ)
         upgrade: Upgrade | None = environ.get(KEY)
         if upgrade is None:
+            if not is_upgrade(environ):
+                raise upgrade_required(environ)
             raise HandshakeError(501, _other_server(environ.get("SERVER_SOFTWARE") or "this server"))
         #: None once the request is answered, by the 101 or in HTTP.
         self._handshake: Handshake | None = read_handshake(environ)
@@ -115,7 +118,8 @@ class ServerCall:
         if protocol is not None and protocol not in handshake.protocols:
             offered = ", ".join(handshake.protocols) or "none"
             raise ValueError(f"protocol {protocol!r} is not among those that the client offered: {offered}")
-        extensions = session.connection.settings.extensions
+        connection = session.connection
+        extensions = connection.settings.extensions
         answer: str | None = None
         encoders: Sequence[ExtensionSession] = ()
         rsv = 0
@@ -123,9 +127,9 @@ class ServerCall:
             answer, encoders = negotiate(handshake.extensions, extensions)
             names = {element.partition(";")[0].strip() for element in (answer or "").split(",")}
             rsv = sum(extension.rsv for extension in extensions if extension.name in names)
-        pairs = [*(_pairs(headers) if headers != () else ()), *self.headers()]
-        connection = session.connection
-        if connection.state != State.CONNECTING and protocol is None and not headers:
+        pairs = _pairs(headers) if headers != () else []
+        pairs += self.headers()
+        if connection.state != CONNECTING and protocol is None and not headers:
             # A framework's headers may have to be waited for, and meanwhile another greenlet used the session first.
             return
         chosen = self.protocol if protocol is None else protocol
@@ -212,17 +216,17 @@ def call_handler(
         else:
             # With ** Python calls through C, whose frames would stay on the session's stack.
             answer = handler(session, **values) if values else handler(session)
-        if connection.state == State.CONNECTING:
+        if connection.state == CONNECTING:
             if answer is not None:
                 return answer
             session.accept()
         _end(session)
     except GreenletExit:
-        if connection.state != State.CONNECTING:
+        if connection.state != CONNECTING:
             _close(session, CloseReason(CloseCode.GOING_AWAY))
         raise
     except (Exception, Timeout) as error:
-        if connection.state == State.CONNECTING:
+        if connection.state == CONNECTING:
             raise
         if isinstance(error, ConnectionClosed) and session.close_reason is not None:
             _end(session)
@@ -233,7 +237,7 @@ def call_handler(
         connection.start_close(CloseReason(CloseCode.INTERNAL_ERROR))
         raise
     finally:
-        if connection.state == State.CONNECTING:
+        if connection.state == CONNECTING:
             session.call.answered()
         else:
             connection.terminate()
@@ -245,9 +249,9 @@ def _end(session: WebSocketServerSession) -> None:
     connection = session.connection
     if connection.raw:
         connection.end_output()
-        connection.wait_closed(None)
     else:
-        _close(session, NORMAL_CLOSURE)
+        connection.start_close(NORMAL_CLOSURE)
+    connection.wait_closed(None)
 
 
 def _close(session: WebSocketServerSession, reason: CloseReason) -> None:

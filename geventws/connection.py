@@ -162,13 +162,10 @@ class Connection:
         self.transport = transport
         self.encoders = tuple(extensions)
         self.hub = get_hub()
-        shared = self.hub.__dict__.get("geventws_input")
-        if shared is None:
-            shared = self.hub.geventws_input = bytearray(INPUT_SIZE)
-            self.hub.geventws_arrivals = Arrivals(self.hub)
-        self.shared = shared
-        self.arrivals = self.hub.geventws_arrivals
-        self.schedule = Schedule.of_hub(self.hub)
+        common = self.hub.__dict__.get("geventws_common")
+        if common is None:
+            common = self.hub.geventws_common = (bytearray(INPUT_SIZE), Arrivals(self.hub), Schedule.of_hub(self.hub))
+        self.shared, self.arrivals, self.schedule = common
         self.reader = Reader(
             self.output,
             self.client,

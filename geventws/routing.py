@@ -35,7 +35,7 @@ F = TypeVar("F", bound=Handler)
 #: The options of a route that go to Werkzeug's Rule.
 RULE_OPTIONS = frozenset({"defaults", "subdomain", "host", "strict_slashes", "merge_slashes", "build_only"})
 
-#: Rules that an app remembers by host and path, and characters of those.
+#: Matches that an app remembers by host and path, and characters of those.
 _REMEMBERED = 256
 _REMEMBERED_LENGTH = 256
 
@@ -317,11 +317,13 @@ def respond(call: ServerCall, choices: Sequence[Choice], hooks: Sequence[Handler
 
     Raises ``HandshakeError``, and before the 101 what the handler raises.
     """
-    choice, call.protocol = _choose(choices, call.offered_protocols)
-    route, settings = choice.route, choice.settings
+    choice = choices[0]
+    if choice.route.protocols is not None:
+        choice, call.protocol = _choose(choices, call.offered_protocols)
+    route, settings, name = choice
     check_origin(call.environ, settings.origins)
     session_class = WebSocketServerSession if route.raw else DefaultWebSocketServerSession
-    return call_handler(session_class(settings, call), (*hooks, *route.before), route.handler, values, choice.endpoint)
+    return call_handler(session_class(settings, call), (*hooks, *route.before), route.handler, values, name)
 
 
 def _choose(choices: Sequence[Choice], offered: Sequence[str]) -> tuple[Choice, str | None]:
@@ -354,8 +356,8 @@ class WebSockets(RouteTable):
         self.settings = Settings().override(**settings)
         self._map = Map()
         self._index = RouteIndex(self.settings)
-        # The rules of hosts and paths of late that have no values: Werkzeug's match is a large part of a handshake.
-        self._known: dict[tuple[str | None, str | None], Rule] = {}
+        # The routes of hosts and paths of late that have no values: Werkzeug's match is a large part of a handshake.
+        self._known: dict[tuple[str | None, str | None], Sequence[Choice]] = {}
         self._endpoints: set[str] = set()
         self._blueprints: set[str] = set()
 
@@ -403,7 +405,7 @@ class WebSockets(RouteTable):
         answer: Any
         try:
             # Matched as a WebSocket whatever the headers say, so that an incomplete handshake is told what it lacks.
-            rule, values = self._match(environ)
+            choices, values = self._match(environ)
         except NotFound as error:
             environ[CALL_KEY] = self._call
             answer = error if self.app is None else self.app
@@ -411,25 +413,26 @@ class WebSockets(RouteTable):
             answer = error
         else:
             try:
-                answer = respond(self._call(environ), self._index.find(rule), self._hooks, values)
+                answer = respond(self._call(environ), choices, self._hooks, values)
             except HTTPException as error:
                 answer = error
             except HandshakeError as error:
                 answer = refusal(error, environ)
         return finish(answer, environ, start_response)
 
-    def _match(self, environ: WSGIEnvironment) -> tuple[Rule, Mapping[str, Any]]:
-        """The rule of a request's path, and its values; raises Werkzeug's errors."""
+    def _match(self, environ: WSGIEnvironment) -> tuple[Sequence[Choice], Mapping[str, Any]]:
+        """The routes of a request's path, and its values; raises Werkzeug's errors."""
         place = (environ.get("HTTP_HOST"), environ.get("PATH_INFO"))
-        rule = self._known.get(place)
-        if rule is not None:
-            return rule, {}
+        choices = self._known.get(place)
+        if choices is not None:
+            return choices, {}
         rule, values = self._map.bind_to_environ(environ).match(websocket=True, return_rule=True)
+        choices = self._index.find(rule)
         if not values and len(place[0] or "") + len(place[1] or "") < _REMEMBERED_LENGTH:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            self._known[place] = rule
-        return rule, values
+            self._known[place] = choices
+        return choices, values
 
     def _call(self, environ: WSGIEnvironment) -> ServerCall:
         return ServerCall(environ, self, self.settings)

@@ -48,7 +48,7 @@ _MAX_CUT = 40
 # RFC 6455 1.3.
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
-# Characters of an Origin and a Host whose comparison is remembered.
+# Characters of a Host, or of it and an Origin, about which is remembered what a regular expression takes long to tell.
 _REMEMBERED_LENGTH = 256
 
 _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
@@ -58,6 +58,7 @@ _is_field_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 # RFC 3986 3.2.2, without the comma: it never stands in a real host, but where a server joined two Host headers.
 _HOST = r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z%._~-]+)?\]|[0-9A-Za-z%._~!$&'()*+;=-]+)"
 _match_host = re.compile(_HOST + r"(?::([0-9]{0,5}))?").fullmatch
+_is_known_host = lru_cache(maxsize=64)(lambda host: _match_host(host) is not None)
 _match_origin = re.compile(r"([A-Za-z][0-9A-Za-z+.-]*)://" + _HOST + r"(?::([0-9]{1,5}))?").fullmatch
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
@@ -114,9 +115,11 @@ def read_handshake(environ: Mapping[str, Any]) -> Handshake:
             400, "A request for a WebSocket has no body: leave out the headers Content-Length and Transfer-Encoding."
         )
     host = environ.get("HTTP_HOST", "")
-    if not _match_host(host):
+    if not (_is_known_host(host) if len(host) < _REMEMBERED_LENGTH else _match_host(host)):
         raise HandshakeError(400, f"The header Host must name one host, with or without a port, not {_cut(host)}.")
-    _check_version(environ.get("HTTP_SEC_WEBSOCKET_VERSION", ""))
+    version = environ.get("HTTP_SEC_WEBSOCKET_VERSION", "")
+    if version != "13":
+        raise _other_version(version)
     key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
     # The length first, so that nothing is done for a long one.
     if len(key) != 24 or not _is_key(key):
@@ -130,12 +133,10 @@ def read_handshake(environ: Mapping[str, Any]) -> Handshake:
     )
 
 
-def _check_version(version: str) -> None:
-    if version == "13":
-        return
+def _other_version(version: str) -> HandshakeError:
     if "," in version:
-        raise HandshakeError(400, f"The header Sec-WebSocket-Version must be one number, not {_cut(version)}.")
-    raise HandshakeError(
+        return HandshakeError(400, f"The header Sec-WebSocket-Version must be one number, not {_cut(version)}.")
+    return HandshakeError(
         426,
         f"The header Sec-WebSocket-Version must be 13, not {_cut(version)}.",
         [("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket")],
