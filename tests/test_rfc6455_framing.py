@@ -418,6 +418,17 @@ class TestSection74CloseCodes:
     def test_codes_that_may_be_sent(self, code: int) -> None:
         assert outcome(close_frame(code)).closed == CloseReason(code)
 
+    def test_what_is_remembered_of_one_session_is_right_for_the_next(self) -> None:
+        """The usual payloads are read once; others are refused each time."""
+        for _ in range(2):
+            assert outcome(close_frame(1000)).closed == CloseReason(1000)
+            assert outcome(close_frame(1000, b"bye")).closed == CloseReason(1000, "bye")
+            assert outcome(close_frame(4000)).closed == CloseReason(4000)
+            assert outcome(frame(CLOSE)).closed == CloseReason(1005)
+            assert error(close_frame(1005)) == 1002
+            assert error(frame(CLOSE, b"\x03")) == 1002
+            assert error(frame(CLOSE, b"\x03\xe8\xff")) == 1007
+
 
 VALID = [
     "κόσμε",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import gc
 import logging
 import time
 from typing import Any
@@ -23,6 +24,7 @@ from geventws import (
     WebSocketUpgrade,
     pinger,
 )
+from geventws.schedule import Entry
 from tests.peer import PATIENCE, Peer, serving, wait_until
 from tests.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
@@ -362,6 +364,25 @@ class TestDefaultSession:
             assert peer.frame()[0] == 0x88
             assert gone.wait(PATIENCE)
             peer.ended()
+
+    def test_a_close_that_is_over_at_once_has_no_deadline(self) -> None:
+        """Most are: the server answers the peer's Close frame and closes the socket."""
+
+        def count() -> int:
+            return sum(isinstance(thing, Entry) for thing in gc.get_objects())
+
+        app = WebSockets(ping_interval=None)
+        app.route("/")(echo)
+        with serving(app) as server:
+            before = count()
+            for _ in range(3):
+                with Peer(server) as peer:
+                    peer.accepted()
+                    peer.send(frame(TEXT, b"a") + close_frame(1000))
+                    assert peer.frame() == (0x81, b"a")
+                    peer.closed_with(1000)
+            wait_until(lambda: not server.sessions)
+            assert count() <= before
 
     def test_one_greenlet_closes_while_another_receives(self) -> None:
         def handler(session: Any) -> Any:
