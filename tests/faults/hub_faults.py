@@ -211,7 +211,7 @@ TRIGGERS: dict[str, Callable[[Peer], None]] = {
     "_start_writing": load,
     "_peer_closed": close,
     "_send_close": close,
-    "_limit_closing": close,
+    "_limit_closing": violate,
     "_flush_closing": close,
     "_flushed": close,
     "_wake_soon": close,
