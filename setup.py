@@ -11,6 +11,7 @@ SOURCES = {
     "geventws.protocol.codec": "geventws/protocol/codec.py",
     "geventws.transport": "geventws/transport.pyx",
     "geventws.schedule": "geventws/schedule.py",
+    "geventws.tls": "geventws/tls.py",
     "geventws.switching": "geventws/switching.pyx",
     "geventws.arrivals": "geventws/arrivals.py",
     "geventws.connection": "geventws/connection.py",

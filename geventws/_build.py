@@ -24,6 +24,7 @@ COMPILED_MODULES = (
     "geventws.switching",
     "geventws.transport",
     "geventws.schedule",
+    "geventws.tls",
     "geventws.arrivals",
     "geventws.connection",
     "geventws.pinger",

@@ -37,14 +37,15 @@ class TLSTransport(Transport):
         except (SSLZeroReturnError, SSLEOFError):
             return 0
         self.received += count
-        # Behind a whole record there may be more at hand. Asking where there is none would raise each time.
-        self.keeps_input = count >= RECORD or self._tls.pending() > 0
+        # A read gives at most one record. Behind a large one another may be at hand, and asking where there is none would
+        # raise each time; of one that did not fit in there is more for sure.
+        self.keeps_input = count >= RECORD or (count == len(target) and self._tls.pending() > 0)
         return count
 
     def send(self, source: Buffer) -> bool:
         """As `Transport.send`, in records."""
         self.sending_waits_to_read = False
-        while source:
+        while source.length():
             record = self._refused or source.peek(RECORD)
             try:
                 count = self._tls.write(record)
