@@ -21,7 +21,9 @@ class TLSTransport(Transport):
         super().__init__(socket)
         self._tls = socket._sslobj
         self._refused = b""
-        self.keeps_input = self.encrypted = True
+        self.encrypted = True
+        # The reader of the request's head may have left some of its record.
+        self.keeps_input = self._tls.pending() > 0
 
     def receive(self, target: bytearray) -> int:
         """As `Transport.receive`, in plain text."""
@@ -29,16 +31,17 @@ class TLSTransport(Transport):
         try:
             count: int = self._tls.read(len(target), target)
         except SSLWantReadError:
+            self.keeps_input = False
             return -1
         except SSLWantWriteError:
             # An answer of TLS itself, as to a KeyUpdate (RFC 8446 4.6.3), does not get through.
-            self.receiving_waits_to_write = True
+            self.receiving_waits_to_write = self.keeps_input = True
             return -1
         except (SSLZeroReturnError, SSLEOFError):
             return 0
         self.received += count
-        # A read gives at most one record. Behind a large one another may be at hand, and asking where there is none would
-        # raise each time; of one that did not fit in there is more for sure.
+        # A read gives at most one record. Of one that did not fit in there is more; behind a full one another may be at
+        # hand, and asking where there is none would raise each time.
         self.keeps_input = count >= RECORD or (count == len(target) and self._tls.pending() > 0)
         return count
 
