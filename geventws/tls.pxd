@@ -5,7 +5,7 @@ from geventws.transport cimport Transport
 
 
 cdef class TLSTransport(Transport):
-    cdef object _tls
+    cdef object _tls, _write
     cdef bytes _refused
 
     @cython.locals(count=Py_ssize_t)

@@ -337,6 +337,9 @@ class FullTLS:
     def read(self, size: int, target: bytearray) -> int:
         raise ssl.SSLWantWriteError
 
+    def write(self, data: bytes) -> int:
+        raise ssl.SSLWantWriteError
+
     def pending(self) -> int:
         return 0
 
