@@ -208,20 +208,45 @@ class WSGIHandler(pywsgi.WSGIHandler):
     server: WSGIServer
     socket: Any
     rfile: Any
-    #: By when, on the monotonic clock, the head of the next request must be whole.
-    deadline: float | None = None
-    #: The place of a connection that waits for its first request.
-    waiting: Waiting | None = None
-    #: The offer of a WebSocket by the request that is being answered.
-    upgrade: Upgrade | None = None
-    request: RequestHead | None = None
-    wsgi_input: Any = NO_INPUT
+    environ: dict[str, Any] | None
+    wsgi_input: Any
+
+    # Beyond thirty attributes a dict is made for each connection: here ours are, in its own pywsgi's.
+    __slots__ = (
+        "application",
+        "client_address",
+        "close_connection",
+        "command",
+        "deadline",
+        "environ",
+        "request",
+        "request_version",
+        "requestline",
+        "rfile",
+        "server",
+        "socket",
+        "upgrade",
+        "waiting",
+        "wsgi_input",
+    )
 
     def __init__(self, sock: Any, address: Any, server: WSGIServer, rfile: Any = None) -> None:
         self.socket = sock
         self.client_address = address
         self.server = server
         self.rfile = rfile or _Input(sock)
+        #: By when, on the monotonic clock, the head of the next request must be whole.
+        self.deadline: float | None = None
+        #: The place of a connection that waits for its first request.
+        self.waiting: Waiting | None = None
+        self.request: RequestHead | None = None
+        #: The offer of a WebSocket by the request that is being answered.
+        self.upgrade: Upgrade | None = None
+        self.environ = None
+        self.application: Any = None
+        self.close_connection = False
+        self.command = self.request_version = self.requestline = ""
+        self.wsgi_input = NO_INPUT
 
     def handle(self) -> None:
         """Serves the connection to its end."""

@@ -12,6 +12,7 @@ from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from gevent._socket3 import _closedsocket  # type: ignore[import-not-found]
+from gevent.ssl import SSLSocket
 
 from geventws.errors import UsageError
 
@@ -123,7 +124,7 @@ def flatten(application: Any) -> Any:
 
 def unwrap(sock: Any) -> Any:
     """What `Upgrade.take` gives for a gevent ``sock``. The wrapper of a plain one is dead afterwards."""
-    if getattr(sock, "_sslobj", None) is not None:
+    if isinstance(sock, SSLSocket) and sock._sslobj is not None:  # type: ignore[attr-defined]
         return sock
     # As its close() does, but for the descriptor: a new socket object would take system calls.
     raw = sock._sock
