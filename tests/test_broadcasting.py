@@ -477,16 +477,17 @@ def test_nothing_is_kept() -> None:
         wait_until(gone)
 
 
-@pytest.mark.skipif(geventws.build() == "pure", reason="the uncompiled buffer copies")
-def test_a_large_message_is_not_copied() -> None:
+def test_a_large_message_is_copied_for_nobody_in_vain() -> None:
     message = b"m" * 20_000_000
+    # What sockets don't take, the uncompiled buffer keeps as a copy of its own, and copies twice on the way.
+    kept = 0 if geventws.build() == "compiled" else 7 * len(message)
     with Room(write_limit=None) as room:
         for _ in range(5):
             room.join()
         tracemalloc.start()
         try:
             assert broadcast(room.sessions, message) == 5
-            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+            assert tracemalloc.get_traced_memory()[1] < kept + 1_000_000
         finally:
             tracemalloc.stop()
 
