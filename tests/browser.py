@@ -144,7 +144,8 @@ class Tab:
         return str(self.evaluate("document.body.innerText"))
 
     def type(self, text: str) -> None:
-        """Types into what has the focus."""
+        """Types into the field that has the focus, once one has: autofocus comes with the first frame drawn."""
+        self.wait_for("document.activeElement?.tagName === 'INPUT'")
         self.call("Input.insertText", text=text)
 
     def press_enter(self) -> None:
