@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gevent.pool import Pool
 
+from geventws.worker import _Connection
 from tests.rigs import (
     SWITCHED,
     Certificates,
@@ -555,3 +557,13 @@ def test_a_worker_is_made_as_gunicorn_makes_it(tmp_path: Path) -> None:
     worker.alive = False
     assert not worker.alive
     worker.tmp.close()
+
+
+def test_a_connection_that_is_killed_before_its_turn_is_not_served() -> None:
+    pool, served = Pool(2, _Connection), []
+    pool.spawn(served.append, "killed")
+    pool.kill()
+    pool.spawn(served.append, "served")
+    pool.join()
+    assert served == ["served"]
+    assert len(pool) == 0
