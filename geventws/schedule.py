@@ -81,8 +81,15 @@ class Schedule:
             return
         entry.call = None
         self._cancelled += 1
+        if self._cancelled == len(self._entries):
+            # Nothing is left to wait for, and libuv's loop could not be destroyed while a timer runs.
+            self._entries.clear()
+            self._cancelled = 0
+            if self._wakes_at:
+                self._wakes_at = 0.0
+                self._earlier.set()
         # Short sessions would otherwise leave their entries behind until they are due.
-        if self._cancelled > 100 and self._cancelled > len(self._entries) // 2:
+        elif self._cancelled > 100 and self._cancelled > len(self._entries) // 2:
             self._entries[:] = [entry for entry in self._entries if entry.call is not None]
             heapify(self._entries)
             self._cancelled = 0
