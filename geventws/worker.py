@@ -339,11 +339,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         limit = self.handshake_timeout
         try:
             if server.ssl_enabled:
-                connection.pop(0)
-                client = shake_hands(server, client, waiting, limit)
+                connection[0] = client = shake_hands(server, client, waiting, limit)
                 if client is None:
                     return
-                connection.insert(0, client)
             client.waiting = waiting
             if server.offers is not None and limit is not None:
                 del client
@@ -359,11 +357,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
             self.waiting.leave(waiting)
             if greenlet in self._deadlines:
                 self._deadlines.pop(greenlet).close()
-            if len(connection) == 2:
-                # Where it waited for a further request.
-                self.waiting.leave(connection[0].waiting)
-                util.close(connection[0])
+            client = connection[0] if connection else None
             connection.clear()
+            if client is not None:
+                # Where it waited for a further request.
+                self.waiting.leave(client.waiting)
+                util.close(client)
 
     def _serve_offer(self, offers: OfferReader, connection: list[Any]) -> bool:
         """Serves a connection whose first packet is a plain offer; any other is left to gunicorn, and gives False."""
