@@ -613,6 +613,23 @@ def is_running(process: int) -> bool:
         return False
 
 
+#: The head of a configuration file whose hooks note what they see, as `note` does within the application.
+NOTING = """
+import os
+
+def note(text):
+    with open(os.environ["RIG_NOTES"], "a") as notes:
+        notes.write(text + "\\n")
+"""
+
+
+def configuration(directory: Path, text: str) -> str:
+    """The argument for a configuration file with ``text``."""
+    path = directory / "configuration.py"
+    path.write_text(text)
+    return f"--config={path}"
+
+
 @contextmanager
 def gunicorn(
     directory: Path,

@@ -9,8 +9,8 @@ import tracemalloc
 import weakref
 import zlib
 from array import array
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from time import monotonic
 from typing import Any
 
@@ -39,6 +39,27 @@ def take_long() -> None:
     ends = monotonic() + SLOW_STEP
     while monotonic() < ends:
         pass
+
+
+@contextmanager
+def elsewhere(call: Callable[[], Any]) -> Iterator[list[BaseException]]:
+    """Runs ``call`` in a thread with a hub of its own, to its end; gives what it raised."""
+    caught: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            caught.append(error)
+        finally:
+            gevent.get_hub().destroy(destroy_loop=True)
+
+    thread = gevent.monkey.get_original("threading", "Thread")(target=run)
+    thread.start()
+    try:
+        yield caught
+    finally:
+        thread.join()
 
 
 class NotedTransport(Transport):
@@ -754,19 +775,8 @@ class TestMisuse:
     def test_a_session_of_another_thread(self) -> None:
         with Room() as room:
             peer = room.join()
-            caught: list[BaseException] = []
-
-            def elsewhere() -> None:
-                try:
-                    broadcast(room.sessions, "message")
-                except BaseException as error:
-                    caught.append(error)
-                finally:
-                    gevent.get_hub().destroy(destroy_loop=True)
-
-            thread = gevent.monkey.get_original("threading", "Thread")(target=elsewhere)
-            thread.start()
-            thread.join()
+            with elsewhere(lambda: broadcast(room.sessions, "message")) as caught:
+                pass
             assert isinstance(caught[0], UsageError)
             assert broadcast(room.sessions, "here") == 1
             assert peer.frame() == (0x81, b"here")
@@ -774,7 +784,6 @@ class TestMisuse:
 
 def test_two_threads_with_hubs_of_their_own() -> None:
     rounds = 100
-    caught: list[BaseException] = []
 
     def play(name: str) -> None:
         with Room() as room:
@@ -784,20 +793,8 @@ def test_two_threads_with_hubs_of_their_own() -> None:
                 for peer in peers:
                     assert peer.frame() == (0x81, f"{name} {number}".encode())
 
-    def elsewhere() -> None:
-        try:
-            play("there")
-        except BaseException as error:
-            caught.append(error)
-        finally:
-            gevent.get_hub().destroy(destroy_loop=True)
-
-    thread = gevent.monkey.get_original("threading", "Thread")(target=elsewhere)
-    thread.start()
-    try:
+    with elsewhere(lambda: play("there")) as caught:
         play("here")
-    finally:
-        thread.join()
     assert not caught
 
 
@@ -806,10 +803,8 @@ def test_another_thread_has_it_called_in_that_of_the_sessions() -> None:
         peer = room.join()
         hub = gevent.get_hub()
 
-        def elsewhere() -> None:
-            hub.loop.run_callback_threadsafe(gevent.spawn, broadcast, room.sessions, "from there")
-
-        thread = gevent.monkey.get_original("threading", "Thread")(target=elsewhere)
-        thread.start()
-        assert peer.frame() == (0x81, b"from there")
-        thread.join()
+        with elsewhere(
+            lambda: hub.loop.run_callback_threadsafe(gevent.spawn, broadcast, room.sessions, "from there")
+        ) as caught:
+            assert peer.frame() == (0x81, b"from there")
+        assert not caught

@@ -15,10 +15,12 @@ from gevent.pool import Pool
 
 from geventws.worker import _Connection
 from tests.rigs import (
+    NOTING,
     SWITCHED,
     Certificates,
     Gunicorn,
     Peer,
+    configuration,
     eventually,
     get,
     gunicorn,
@@ -30,13 +32,9 @@ from tests.rigs import (
 #: For a worker that waits less long.
 HASTY = "handshake_timeout = 0.6"
 
-HOOKS = """
-import os
-
-def note(text):
-    with open(os.environ["RIG_NOTES"], "a") as notes:
-        notes.write(text + "\\n")
-
+HOOKS = (
+    NOTING
+    + """
 def pre_request(worker, req):
     note(f"pre {req.path}")
 
@@ -52,13 +50,7 @@ def worker_exit(server, worker):
 def worker_abort(worker):
     note("worker_abort")
 """
-
-
-def configuration(directory: Path, text: str) -> str:
-    """The argument for a configuration file with ``text``."""
-    path = directory / "configuration.py"
-    path.write_text(text)
-    return f"--config={path}"
+)
 
 
 @pytest.fixture(scope="module")

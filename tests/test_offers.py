@@ -15,24 +15,21 @@ import pytest
 from gunicorn.config import Config
 
 from geventws.offers import OfferReader
-from tests.rigs import KEY, SWITCHED, Gunicorn, Peer, eventually, gunicorn, offer, request
+from tests.rigs import KEY, NOTING, SWITCHED, Gunicorn, Peer, configuration, eventually, gunicorn, offer, request
 
 #: With it gunicorn's parser reads all requests.
 ALL_BY_GUNICORN = "handshake_timeout = None"
 
-HOOKS = """
-import os
-
-def note(text):
-    with open(os.environ["RIG_NOTES"], "a") as notes:
-        notes.write(text + "\\n")
-
+HOOKS = (
+    NOTING
+    + """
 def pre_request(worker, req):
     note(f"pre {req.method} {req.uri} {req.path} {req.query} {req.version} {req.scheme} {sorted(req.headers)}")
 
 def post_request(worker, req, environ, resp):
     note(f"post {environ['PATH_INFO']} {resp.status} {sorted(resp.headers)}")
 """
+)
 
 OFFER = (
     b"Upgrade: websocket",
@@ -222,12 +219,9 @@ def test_hooks_see_the_same_request(tmp_path: Path) -> None:
     for name, attributes in (("ours", None), ("theirs", ALL_BY_GUNICORN)):
         directory = tmp_path / name
         directory.mkdir()
-        (directory / "hooks.py").write_text(HOOKS)
-        if attributes:
-            # What gunicorn reads by itself gives way to --config.
-            with open(directory / "hooks.py", "a") as hooks:
-                hooks.write(f"import geventws\nclass worker_class(geventws.Worker):\n    {attributes}\n")
-        with gunicorn(directory, "--config=hooks.py") as running:
+        # What gunicorn reads by itself gives way to --config.
+        worker = f"import geventws\nclass worker_class(geventws.Worker):\n    {attributes}\n" if attributes else ""
+        with gunicorn(directory, configuration(directory, HOOKS + worker)) as running:
             for data in (PLAIN["query"], PLAIN["repeated"], head(b"/fails"), head(b"/refused")):
                 with Peer(running.address) as peer:
                     peer.ask(data)
