@@ -17,6 +17,7 @@ SOURCES = {
     "geventws.connection": "geventws/connection.py",
     "geventws.pinger": "geventws/pinger.py",
     "geventws.session": "geventws/session.py",
+    "geventws.topics.audience": "geventws/topics/audience.py",
     "geventws.topics.broadcasting": "geventws/topics/broadcasting.py",
 }
 

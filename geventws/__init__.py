@@ -21,7 +21,7 @@ from geventws.routing import Blueprint, WebSockets, WebSocketUpgrade  # noqa: E4
 from geventws.server import WSGIServer  # noqa: E402
 from geventws.session import DefaultWebSocketSession, WebSocketSession  # noqa: E402
 from geventws.settings import Settings  # noqa: E402
-from geventws.topics import broadcast  # noqa: E402
+from geventws.topics import Position, Topics, broadcast  # noqa: E402
 
 if TYPE_CHECKING:
     from geventws.worker import Worker
@@ -44,9 +44,11 @@ __all__ = [
     "Opcode",
     "PermessageDeflate",
     "Pinger",
+    "Position",
     "ProtocolError",
     "Settings",
     "State",
+    "Topics",
     "UsageError",
     "WSGIServer",
     "WebSocketError",

@@ -1,4 +1,4 @@
-"""``python -m geventws module:app``: a server for development."""
+"""``python -m geventws module:app``: a server for development; ``python -m geventws publish``: a message to a topic."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from gevent import monkey
 
 from geventws._build import VERSION, build
 from geventws.server import WSGIServer
+from geventws.topics.topics import Topics
 
 DEFAULT_BIND = "127.0.0.1:8000"
 
@@ -35,9 +36,19 @@ class AppError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serves an app until it is interrupted; a wrong argument ends with status 2 and a line that says what is wrong."""
+    """Serves an app until it is interrupted; a wrong argument ends with status 2 and a line that says what is wrong.
+
+    With ``publish`` as the first argument it publishes a message instead.
+    """
+    if arguments is None:
+        arguments = sys.argv[1:]
+    if arguments[:1] == ["publish"]:
+        publish(arguments[1:])
+        return
     parser = argparse.ArgumentParser(
-        prog="python -m geventws", description="Serves a WSGI app with WebSockets, for development."
+        prog="python -m geventws",
+        description="Serves a WSGI app with WebSockets, for development.",
+        epilog="To publish a message on a topic: python -m geventws publish --help",
     )
     parser.add_argument(
         "app",
@@ -73,6 +84,46 @@ def main(arguments: list[str] | None = None) -> None:
         watch.wait()
         sys.exit(RELOAD_STATUS)
     serve(app, address, options.reload)
+
+
+def publish(arguments: list[str]) -> None:
+    """Publishes one message by way of Redis; ends with status 1 and a line that says why where that can't be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m geventws publish", description="Publishes a message on a topic, by way of Redis or Valkey."
+    )
+    parser.add_argument("topic")
+    parser.add_argument("message", help="text, or - for what standard input brings")
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("REDIS_URL"),
+        help="as in geventws.Topics(URL); by default the environment's REDIS_URL, which no list of processes shows",
+    )
+    parser.add_argument("--namespace", default="geventws", help="as in geventws.Topics, 'geventws' by default")
+    parser.add_argument("--history", type=int, default=0, metavar="N", help="messages kept, as the app's Topics has it")
+    parser.add_argument("--binary", action="store_true", help="send standard input as a binary message")
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="how long it may take, 5 by default")
+    options = parser.parse_args(arguments)
+    if not options.url:
+        parser.error("which server? --url redis://HOST:PORT, or REDIS_URL in the environment")
+    if options.binary and options.message != "-":
+        parser.error("--binary is for what standard input brings: give - as the message")
+    message: str | bytes = options.message
+    if message == "-":
+        message = sys.stdin.buffer.read()
+        if not options.binary:
+            try:
+                message = message.decode()
+            except UnicodeDecodeError:
+                parser.error("standard input is not UTF-8: --binary sends it as it is")
+    try:
+        topics = Topics(options.url, namespace=options.namespace, history=options.history)
+        topics.publish(options.topic, message)
+    except (ValueError, ImportError) as error:
+        parser.error(str(error))
+    try:
+        topics.flush(options.timeout)
+    except OSError as error:
+        sys.exit(f"it was not published: {error}")
 
 
 def describe() -> str:

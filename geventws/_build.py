@@ -29,6 +29,7 @@ COMPILED_MODULES = (
     "geventws.connection",
     "geventws.pinger",
     "geventws.session",
+    "geventws.topics.audience",
     "geventws.topics.broadcasting",
 )
 

@@ -16,7 +16,7 @@ cdef double TURN_SECONDS, SLICE_SECONDS
 
 
 cdef class Connection:
-    cdef public object settings, timeout, max_frame_size, close_reason, session
+    cdef public object settings, timeout, max_frame_size, close_reason, session, subscriptions
     cdef readonly bint raw, client, masking, close_sent, paused, failed
     cdef public bint alive, awaits_flush
     cdef readonly int state

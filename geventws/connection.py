@@ -105,6 +105,8 @@ class Connection:
         self.failed = False
         #: The session, which is told of awaited pongs (in the hub) and of the end.
         self.session: Any = None
+        #: The first of its subscriptions to topics, which is told of the end.
+        self.subscriptions: Any = None
         #: Whether anything moved since a pinger looked last.
         self.alive = True
         self.hub: Any = None
@@ -952,8 +954,12 @@ class Connection:
             self.gone.set()
         self._wake_soon()
         session, self.session = self.session, None
-        if session is not None:
-            session.ended()
+        try:
+            if self.subscriptions is not None:
+                self.subscriptions.connection_ended()
+        finally:
+            if session is not None:
+                session.ended()
 
     def _abandon(self) -> None:
         """Leaves the connection to the process that this one is a fork of; the hub has its watchers here too."""

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Settings", "check_option", "unknown_option"]
 
-_DURATIONS = ("ping_interval", "timeout", "message_timeout")
-_SIZES = ("max_frame_size", "max_fragments", "read_limit", "write_limit")
+# The last of each are options of topics.
+_DURATIONS = ("ping_interval", "timeout", "message_timeout", "history_seconds")
+_SIZES = ("max_frame_size", "max_fragments", "read_limit", "write_limit", "max_message_size")
 _REQUIRED = ("timeout",)
 
 # RFC 6454 6.2, in what a browser can send: a host name is in ASCII, and there is no path.

@@ -28,7 +28,9 @@ class Position(NamedTuple):
         """The position that ``str`` made this text of; raises ``ValueError`` for any other text."""
         match = _is_position(text)
         if match is None:
-            raise ValueError(f"a position is two numbers with a hyphen between, as str(position) gives it, not {text!r}")
+            raise ValueError(
+                f"a position is two numbers with a hyphen between, as str(position) gives it, not {text!r}"
+            )
         return cls(int(match[1]), int(match[2]))
 
 

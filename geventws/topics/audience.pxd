@@ -1,0 +1,27 @@
+cimport cython
+
+from geventws.connection cimport Connection
+
+
+cdef class Subscription:
+    cdef readonly Audience audience
+    cdef readonly Connection connection
+    cdef Subscription preceding, following
+    cdef Py_ssize_t place
+
+    cdef unlink(self)
+    @cython.locals(connection=Connection, first=Subscription, audience=Audience)
+    cpdef connection_ended(self)
+
+
+cdef class Audience:
+    cdef readonly list connections
+    cdef readonly object left
+    cdef readonly bint lent
+    cdef readonly dict subscriptions
+
+    cpdef add(self, Connection connection)
+    @cython.locals(subscription=Subscription, moved=Subscription, last=Connection, connections=list)
+    cpdef bint remove(self, Connection connection) except -1
+    cpdef list lend(self)
+    cdef _own(self)

@@ -1,0 +1,506 @@
+"""Topics: what is published on one, all its subscribers get, in this process and in others by Redis."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal
+
+from gevent import get_hub, spawn
+from gevent.event import AsyncResult, Event
+from gevent.hub import Hub
+from gevent.monkey import get_original
+
+from geventws.errors import ConnectionClosed, UsageError
+from geventws.session import DefaultWebSocketSession
+from geventws.settings import check_option
+from geventws.topics.delivery import SharedMessage, opcode_and_payload
+from geventws.topics.history import History, HistorySizes
+from geventws.topics.nouns import Gap, Member, Position, Presence, Subscribed
+from geventws.topics.statistics import Statistics
+from geventws.topics.topic import Topic, wait_unless_in_hub
+from geventws.transport import monotonic
+
+if TYPE_CHECKING:
+    from geventws.connection import Connection
+    from geventws.topics.redis_broker import RedisBroker
+
+__all__ = ["Topics"]
+
+log = logging.getLogger("geventws")
+
+Message = str | bytes | bytearray | memoryview
+Envelope = Callable[[str, str | bytes, Position | None], str | bytes]
+
+OPEN = 1
+TEXT = 1
+MAX_TOPIC_SIZE = 255
+SECONDS_BETWEEN_SWEEPS = 10.0
+
+# Of the thread, not of the greenlet.
+thread_identity = get_original("_thread", "get_ident")
+
+_is_namespace = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII).fullmatch
+
+
+class Topics:
+    """Sends what is published on a topic to all sessions that are subscribed to it.
+
+    Without ``url`` the topics are of this process alone. With the URL of a Redis or Valkey server
+    (``redis://``, ``rediss://``, ``unix://``, or ``valkey://``) they are shared by all processes that name the same
+    server and ``namespace``. Nothing connects or starts before the first use, so that one object made at import serves
+    a gunicorn with or without ``preload_app``.
+
+    A message of a topic with a history has a position, and a process delivers it once by that: by the way of Redis, in
+    the same order everywhere. One without is delivered to this process's sessions at once, and not again when it comes
+    back. Messages of one publisher on one topic always arrive in order. Where Redis is away the sessions stay and
+    messages go on within the process; all that others may have missed is counted, and told to who asks by ``on_gap``.
+
+    :param namespace: what stands before all keys and channels in Redis: letters, digits, ``_``, ``.`` and ``-``.
+    :param history: the messages that are kept of each topic for ``subscribe(since=)``, or a mapping of topics, or
+        prefixes as in ``{"room/*": 100}``, to such numbers. All processes have to agree on it.
+    :param history_seconds: how long after its last message a topic's history is kept; None for ever.
+    :param slow: what happens to a session with more than its ``write_limit`` waiting for its peer: ``"skip"`` leaves
+        the message out for it, ``"close"`` closes it with 1013, so that its client can come back and ask for the rest.
+    :param envelope: called as ``envelope(topic, message, position)`` for what the sessions are to get in place of the
+        bare message, once for each message in each process. It must not block.
+    :param max_message_size: bytes of the largest message; None for no limit.
+
+    Raises ``ValueError`` that names the option.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        namespace: str = "geventws",
+        history: int | Mapping[str, int] = 0,
+        history_seconds: float | None = 3600.0,
+        slow: Literal["skip", "close"] = "skip",
+        envelope: Envelope | None = None,
+        max_message_size: int | None = 1024 * 1024,
+    ) -> None:
+        if not isinstance(namespace, str) or not _is_namespace(namespace):
+            raise ValueError(f"namespace must be 1 to 64 letters, digits, '_', '.' and '-', not {namespace!r}")
+        if slow not in ("skip", "close"):
+            raise ValueError(f'slow must be "skip" or "close", not {slow!r}')
+        if envelope is not None and not callable(envelope):
+            raise ValueError(f"envelope must be callable or None, not {envelope!r}")
+        check_option("history_seconds", history_seconds)
+        check_option("max_message_size", max_message_size)
+        self._sizes = HistorySizes(history)
+        self._history_seconds = history_seconds
+        self._closes = slow == "close"
+        self._envelope = envelope
+        self._max_message_size = max_message_size
+        self._statistics = Statistics()
+        self._broker: RedisBroker | None = None
+        if url is not None:
+            from geventws.topics.redis_broker import RedisBroker
+
+            self._broker = RedisBroker(
+                url,
+                namespace,
+                _Arrivals(self),
+                max_message_size=max_message_size,
+                history=self._sizes.of,
+                history_seconds=history_seconds,
+                statistics=self._statistics,
+            )
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Begins without subscribers, as a forked child does: its parent's are not its own."""
+        self._process = os.getpid()
+        #: Of the thread of the sessions, once there is one.
+        self._hub: Hub | None = None
+        self._thread = 0
+        self._topics: dict[str, Topic] = {}
+        self._identity = os.urandom(8).hex()
+        self._numbers = count(1)
+        self._swept = monotonic()
+
+    # -- Subscribing
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        session: DefaultWebSocketSession,
+        topic: str,
+        *,
+        member: str | None = None,
+        since: Position | str | None = None,
+        on_presence: Callable[[Presence], str | bytes | None] | None = None,
+        on_gap: Callable[[Gap], str | bytes | None] | None = None,
+    ) -> Subscribed:
+        """Has ``session`` get what is published on ``topic`` from now on, until it ends or is unsubscribed.
+
+        Opens the session where that has not happened yet. A session that is subscribed already is subscribed anew.
+
+        :param member: as whom it is on the topic, for `presence`; None for an anonymous subscriber.
+        :param since: a position that the session's client has seen before, or its text: it is first sent what it
+            missed since, in order. Text that is no position counts as one that is long gone.
+        :param on_presence: called for each member that comes to the topic or leaves it, for the message that this
+            session is to get then; None for none. Sessions that give the same function share one call. It must not
+            block.
+        :param on_gap: the same for messages that may have been lost between Redis and this process.
+
+        Blocks until Redis has acknowledged it, so that nothing published afterwards is missed, and while the session's
+        peer takes what it missed. Raises ``ConnectionClosed`` for a session that has ended, ``ValueError`` for a topic
+        of no or over 255 bytes, ``TypeError`` for what is no default session, ``UsageError`` for one of another thread.
+        """
+        self._enter()
+        check_topic(topic)
+        connection = self._connection_of(session)
+        if member is not None and not isinstance(member, str):
+            raise TypeError(f"member must be a str or None, not {type(member).__name__}")
+        here = self._topic(topic)
+        here.arriving += 1
+        try:
+            here.audience.remove(connection)
+            self._start(here)
+            recovered, missed = self._recover(here, session, since)
+            if connection.state != OPEN:
+                raise ConnectionClosed(connection.ending())
+            # Another greenlet may have subscribed it meanwhile.
+            here.audience.remove(connection)
+            here.audience.add(connection)
+            here.ask(connection, on_presence, on_gap)
+            position = self._position(here)
+        finally:
+            here.arriving -= 1
+            self._drop_if_deserted(here)
+        if member is not None:
+            self._join(here, connection, member)
+        return Subscribed(position, recovered, missed)
+
+    def unsubscribe(self, session: DefaultWebSocketSession, topic: str) -> bool:
+        """Ends a subscription; tells whether there was one. Never blocks.
+
+        A session that ends is unsubscribed by itself. A message that is just going out may still reach the session.
+        """
+        self._enter()
+        here = self._topics.get(topic)
+        return here is not None and here.audience.remove(session.connection)
+
+    def _connection_of(self, session: Any) -> Connection:
+        if not isinstance(session, DefaultWebSocketSession):
+            raise TypeError(f"topics are for default sessions, not for {type(session).__name__}")
+        session.accept_if_needed()
+        connection = session.connection
+        if connection.state != OPEN or connection.close_sent:
+            raise ConnectionClosed(connection.ending())
+        hub = get_hub()
+        if self._hub is None:
+            self._hub = hub
+            self._thread = thread_identity()
+        if connection.hub is not hub or self._hub is not hub:
+            raise UsageError("a session is subscribed in the thread that runs it, and all of one Topics in the same")
+        return connection
+
+    def _topic(self, name: str) -> Topic:
+        here = self._topics.get(name)
+        if here is None:
+            here = self._topics[name] = Topic(name, self._left, self._closes, self._statistics)
+        return here
+
+    def _start(self, here: Topic) -> None:
+        """Has other processes' messages arrive; blocks until they do."""
+        if self._broker is None:
+            self._keep_history(here)
+            return
+        if here.started is None:
+            here.started = AsyncResult()
+            # Whoever waits for it may be killed, and others wait as well.
+            spawn(self._subscribe_to_broker, self._broker, here, here.started)
+        try:
+            here.started.get()
+        except BaseException:
+            if here.started.ready() and not here.started.successful():
+                here.started = None
+            raise
+
+    def _subscribe_to_broker(self, broker: RedisBroker, here: Topic, started: AsyncResult[None]) -> None:
+        try:
+            position = broker.subscribe(here.name)
+        except Exception as error:
+            started.set_exception(error)
+        else:
+            # Messages may have come between.
+            if here.position is None or (position is not None and position.epoch != here.position.epoch):
+                here.position = position
+            started.set()
+
+    def _keep_history(self, here: Topic) -> None:
+        size = self._sizes.of(here.name)
+        if size and here.history is None:
+            self._sweep()
+            here.history = History(size)
+            here.position = here.history.position
+
+    def _position(self, here: Topic) -> Position | None:
+        if here.position is None and self._broker is not None:
+            return self._broker.position(here.name)
+        return here.position
+
+    def _recover(self, here: Topic, session: DefaultWebSocketSession, since: Any) -> tuple[bool, int]:
+        """Sends what was missed, until nothing is any more; the caller subscribes without yielding in between."""
+        if since is None:
+            return True, 0
+        if not isinstance(since, (Position, str)):
+            raise TypeError(f"since must be a Position, its text or None, not {type(since).__name__}")
+        if isinstance(since, str):
+            try:
+                since = Position.parse(since)
+            except ValueError:
+                return False, 0
+        missed = 0
+        while True:
+            position = self._position(here)
+            if position is None or since.epoch != position.epoch or since.offset > position.offset:
+                return False, missed
+            if since.offset == position.offset:
+                return True, missed
+            messages = self._missed(here, since, position)
+            if messages is None:
+                return False, missed
+            for reached, opcode, payload in messages:
+                session.send(self._wrapped(here.name, opcode, payload, reached))
+                since = reached
+                missed += 1
+
+    def _missed(self, here: Topic, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
+        if here.history is not None:
+            return here.history.missed(since, up_to)
+        return None if self._broker is None else self._broker.missed(here.name, since, up_to)
+
+    def _left(self, here: Topic, connection: Connection) -> None:
+        """Called for a connection that has left a topic; never blocks."""
+        member = here.forget(connection)
+        if member is not None:
+            if self._broker is None:
+                here.tell_presence(Presence(here.name, "leave", member))
+            else:
+                self._broker.leave(here.name, member)
+        self._drop_if_deserted(here)
+
+    def _drop_if_deserted(self, here: Topic) -> None:
+        if here.deserted and self._topics.get(here.name) is here:
+            del self._topics[here.name]
+            if self._broker is not None and here.started is not None:
+                self._broker.unsubscribe(here.name)
+
+    # -- Publishing
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def publish(self, topic: str, message: Message) -> None:
+        """Sends ``message``, str as text and bytes-like as binary, to all who are subscribed to ``topic``.
+
+        From any greenlet or thread, with or without sessions in this process. Blocks until it is on its way to the
+        sessions of this process (not until they have it), and while more than 1 MiB waits for Redis; never for Redis
+        itself: `flush` does that. What Redis can't be told is counted in `statistics`.
+
+        Raises ``ValueError`` for a message over ``max_message_size`` and a topic of no or over 255 bytes, ``TypeError``
+        for what is no message.
+        """
+        self._enter()
+        check_topic(topic)
+        opcode, payload = opcode_and_payload(message)
+        if self._max_message_size is not None and len(payload) > self._max_message_size:
+            raise ValueError(f"the message has {len(payload)} bytes: max_message_size is {self._max_message_size}")
+        if self._hub is not None and thread_identity() != self._thread:
+            # What is sent must be so in the thread of the sessions.
+            self._hub.loop.run_callback_threadsafe(spawn, self._publish, topic, opcode, payload)
+        else:
+            self._publish(topic, opcode, payload)
+
+    def _publish(self, topic: str, opcode: int, payload: bytes) -> None:
+        self._statistics.published += 1
+        broker = self._broker
+        if broker is None:
+            here = self._topics.get(topic)
+            if here is None:
+                if not self._sizes.of(topic):
+                    return
+                here = self._topic(topic)
+            self._keep_history(here)
+            if here.history is not None:
+                here.position = here.history.append(opcode, payload)
+            wait_unless_in_hub(self._send(here, opcode, payload, here.position))
+        elif not self._sizes.of(topic):
+            here = self._topics.get(topic)
+            out = None if here is None else self._send(here, opcode, payload, None)
+            broker.publish(topic, opcode, payload)
+            wait_unless_in_hub(out)
+        elif not broker.publish(topic, opcode, payload):
+            # With Redis away nobody gives it a position; those who are here get it all the same.
+            here = self._topics.get(topic)
+            if here is not None:
+                wait_unless_in_hub(self._send(here, opcode, payload, None))
+
+    def _send(self, here: Topic, opcode: int, payload: bytes, position: Position | None) -> Event | None:
+        """Sends a message to the sessions of this process; gives what to wait for."""
+        if not here.audience:
+            return None
+        if self._envelope is not None:
+            opcode, payload = opcode_and_payload(self._wrapped(here.name, opcode, payload, position))
+        return here.send(SharedMessage(opcode, payload))
+
+    def _wrapped(self, topic: str, opcode: int, payload: bytes, position: Position | None) -> str | bytes:
+        """What sessions get of a message."""
+        message = payload.decode() if opcode == TEXT else payload
+        return message if self._envelope is None else self._envelope(topic, message, position)
+
+    def _sweep(self) -> None:
+        """Drops histories that nobody added to for ``history_seconds``, once in a while."""
+        seconds = self._history_seconds
+        now = monotonic()
+        if seconds is None or now - self._swept < min(seconds, SECONDS_BETWEEN_SWEEPS):
+            return
+        self._swept = now
+        for here in list(self._topics.values()):
+            if (
+                here.history is not None
+                and not here.audience
+                and not here.arriving
+                and now - here.history.appended > seconds
+            ):
+                here.history = None
+                self._drop_if_deserted(here)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Blocks until Redis has confirmed all that was published here before; at once without Redis.
+
+        Raises ``TimeoutError`` after ``timeout`` seconds, and ``ConnectionError`` where Redis is away.
+        """
+        self._enter()
+        if self._broker is not None:
+            self._broker.flush(timeout)
+
+    # -- Asking
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def count(self, topic: str) -> int:
+        """How many sessions of this process are subscribed to ``topic``; `presence` knows the members everywhere."""
+        self._enter()
+        here = self._topics.get(topic)
+        return 0 if here is None else len(here.audience)
+
+    def sessions(self, topic: str) -> list[Any]:
+        """The sessions of this process that are subscribed to ``topic``."""
+        self._enter()
+        here = self._topics.get(topic)
+        return [] if here is None else [connection.session for connection in here.audience.connections]
+
+    def presence(self, topic: str) -> list[Member]:
+        """Who is on ``topic``, of all processes: the subscriptions that have a ``member``.
+
+        Blocks for an answer of Redis. While Redis is away it knows those of this process alone. The members of a
+        process that died are gone after a few seconds.
+        """
+        self._enter()
+        check_topic(topic)
+        broker = self._broker
+        elsewhere = [] if broker is None else broker.members(topic)
+        # Of its own this process knows better: what it told Redis last may be on its way.
+        here = self._topics.get(topic)
+        own = {} if here is None else {member.key: member for member in here.members.values()}
+        known = [member for member in elsewhere if member.key in own or not self._is_own(member)]
+        keys = {member.key for member in known}
+        return known + [member for key, member in own.items() if key not in keys]
+
+    def position(self, topic: str) -> Position | None:
+        """Where ``topic`` stands; None without a history, and where this process does not know.
+
+        With Redis a process knows it of the topics that its sessions are subscribed to.
+        """
+        self._enter()
+        here = self._topics.get(topic)
+        return None if here is None else self._position(here)
+
+    def statistics(self) -> Statistics:
+        """What was counted in this process up to now."""
+        return replace(self._statistics)
+
+    def close(self) -> None:
+        """Ends all subscriptions and the connections to Redis; the sessions stay open.
+
+        Blocks, at most a second, until Redis has what was published.
+        """
+        self._enter()
+        for here in list(self._topics.values()):
+            here.history = None
+            for connection in list(here.audience.connections):
+                here.audience.remove(connection)
+            self._drop_if_deserted(here)
+        if self._broker is not None:
+            self._broker.close()
+
+    # -- Within
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _enter(self) -> None:
+        if os.getpid() != self._process:
+            self._start_anew()
+
+    def _worker(self) -> str:
+        return self._identity if self._broker is None else self._broker.worker_id
+
+    def _is_own(self, member: Member) -> bool:
+        return member.key.startswith(f"{self._worker()}.")
+
+    def _join(self, here: Topic, connection: Connection, name: str) -> None:
+        member = here.members[connection] = Member(name, f"{self._worker()}.{next(self._numbers)}")
+        if self._broker is None:
+            here.tell_presence(Presence(here.name, "join", member))
+        else:
+            self._broker.join(here.name, member)
+
+
+class _Arrivals:
+    """What Redis brings, handed to the sessions of this process."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+
+    def message(self, topic: str, opcode: int, payload: bytes, position: Position | None) -> None:
+        """Called for each message, in order."""
+        here = self._topics._topics.get(topic)
+        if here is None:
+            return
+        if position is not None:
+            here.position = position
+        try:
+            out = self._topics._send(here, opcode, payload, position)
+        except Exception:
+            log.exception("the envelope of topics failed")
+        else:
+            wait_unless_in_hub(out)
+
+    def presence(self, topic: str, event: Literal["join", "leave"], member: Member) -> None:
+        """Called for a member that came or left, in order with the messages."""
+        here = self._topics._topics.get(topic)
+        if here is not None:
+            here.tell_presence(Presence(topic, event, member))
+
+    def gap(self, topic: str, lost: int | None) -> None:
+        """Called where messages may have been lost."""
+        here = self._topics._topics.get(topic)
+        if here is not None:
+            here.tell_gap(Gap(topic, lost))
+
+
+def check_topic(topic: Any) -> None:
+    """Raises ``TypeError`` or ``ValueError`` for what can't be a topic."""
+    if not isinstance(topic, str):
+        raise TypeError(f"a topic is a str, not {type(topic).__name__}")
+    try:
+        size = len(topic.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"the topic {topic!r} has lone surrogates, and can't be written in UTF-8") from None
+    if not 1 <= size <= MAX_TOPIC_SIZE:
+        raise ValueError(f"a topic has 1 to {MAX_TOPIC_SIZE} bytes in UTF-8, this one has {size}")
