@@ -7,6 +7,7 @@ from setuptools import Extension, setup
 
 SOURCES = {
     "geventws.protocol.buffer": "geventws/protocol/buffer.pyx",
+    "geventws.protocol.shared": "geventws/protocol/shared.py",
     "geventws.protocol.deflating": "geventws/protocol/deflating.pyx",
     "geventws.protocol.codec": "geventws/protocol/codec.py",
     "geventws.transport": "geventws/transport.pyx",
@@ -18,6 +19,7 @@ SOURCES = {
     "geventws.pinger": "geventws/pinger.py",
     "geventws.session": "geventws/session.py",
     "geventws.topics.audience": "geventws/topics/audience.py",
+    "geventws.topics.delivery": "geventws/topics/delivery.py",
     "geventws.topics.broadcasting": "geventws/topics/broadcasting.py",
 }
 

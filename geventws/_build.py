@@ -20,6 +20,7 @@ VERSION = "0.1.0"
 #: The modules that have a compiled form.
 COMPILED_MODULES = (
     "geventws.protocol.buffer",
+    "geventws.protocol.shared",
     "geventws.protocol.codec",
     "geventws.switching",
     "geventws.transport",
@@ -30,6 +31,7 @@ COMPILED_MODULES = (
     "geventws.pinger",
     "geventws.session",
     "geventws.topics.audience",
+    "geventws.topics.delivery",
     "geventws.topics.broadcasting",
 )
 

@@ -3,13 +3,14 @@ cimport cython
 from geventws.arrivals cimport Arrivals
 from geventws.protocol.buffer cimport Buffer
 from geventws.protocol.codec cimport Reader
+from geventws.protocol.shared cimport SharedFrame, SharedMessage
 from geventws.schedule cimport Entry, Schedule
 from geventws.switching cimport current, switch
 from geventws.transport cimport Transport, monotonic
 
 
 cdef int CONNECTING, OPEN, CLOSING, CLOSED
-cdef int READING, WRITING, BEGINNING, DELIVERING, FLUSHING
+cdef int READING, WRITING, BEGINNING, DELIVERING
 cdef int CLOSES, TAKEN, LAGS
 cdef int READS_AT_A_TIME, GATHERED_SIZE, MESSAGES_BETWEEN_LOOKS, DIRECT_SIZE, LARGE_SIZE, OUTPUT_CAP
 cdef double TURN_SECONDS, SLICE_SECONDS
@@ -70,9 +71,11 @@ cdef class Connection:
     cpdef send_fragment(self, int opcode, payload, bint fin)
     @cython.locals(first=int)
     cdef _append_encoded(self, int opcode, payload, bint fin)
-    cpdef int offer(self, int opcode, bytes payload, bytes frame) except -1
-    cdef int _postpone(self, int opcode, bytes payload) except -1
-    cpdef flush_in_hub(self)
+    cpdef int offer(self, SharedMessage message) except -1
+    cdef int _postpone(self, SharedMessage message) except -1
+    @cython.locals(frame=SharedFrame)
+    cdef _append_shared(self, SharedMessage message)
+    cpdef flush_offered(self)
     cdef _wait_turn(self)
     @cython.locals(done=cython.bint)
     cpdef flush(self)
@@ -99,7 +102,7 @@ cdef class Connection:
     cdef _end_of_input(self)
     cdef _flush_closing(self)
     cdef _flushed(self)
-    cdef _broken(self)
+    cpdef broke(self, told)
     cpdef _finish(self)
     cdef _let_go(self)
     cdef _tell_end(self)

@@ -29,6 +29,7 @@ from geventws.frames import CloseCode, CloseReason, Frame
 from geventws.protocol.buffer import Buffer
 from geventws.protocol.codec import Reader
 from geventws.protocol.deflating import DeflateSession
+from geventws.protocol.shared import SharedMessage
 from geventws.schedule import Entry, Schedule
 from geventws.settings import Settings
 from geventws.spare_memory import SpareMemory
@@ -74,7 +75,7 @@ class State(IntEnum):
 CONNECTING, OPEN, CLOSING, CLOSED = 0, 1, 2, 3
 
 #: What the hub calls a connection for.
-READING, WRITING, BEGINNING, DELIVERING, FLUSHING = 0, 1, 2, 3, 4
+READING, WRITING, BEGINNING, DELIVERING = 0, 1, 2, 3
 
 #: What `Connection.offer` says: not open; put into the output; not, as too much waits there already.
 CLOSES, TAKEN, LAGS = 0, 1, 2
@@ -128,10 +129,10 @@ class Connection:
         self.drained: Event | None = None
         self.gone: Event | None = None
         self.fragmenting: Any = None
-        #: What was broadcast while another message's fragments went out.
-        self.postponed: list[tuple[int, bytes]] | None = None
+        #: What was offered while another message's fragments went out.
+        self.postponed: list[SharedMessage] | None = None
         self.postponed_size = 0
-        #: Whether the hub is to flush this connection when it has its turn.
+        #: Whether the hub is to flush what was offered when it has its turn.
         self.awaits_flush = False
         #: Whether the peer's FIN is here.
         self.ended = False
@@ -311,8 +312,6 @@ class Connection:
             elif task == DELIVERING:
                 self.resting = False
                 self._deliver()
-            elif task == FLUSHING:
-                self.flush()
             elif not self.paused:
                 self._read()
         except (SystemExit, KeyboardInterrupt):
@@ -320,7 +319,7 @@ class Connection:
             self._finish()
             raise
         except BaseException:
-            self._broken()
+            self.broke("a fault in geventws ended a connection")
         finally:
             self.in_hub = before
 
@@ -566,41 +565,50 @@ class Connection:
             frame = extension.encode(frame)
         self._append((0x80 if frame.fin else 0) | frame.rsv << 4 | frame.opcode, frame.payload)
 
-    def offer(self, opcode: int, payload: bytes, frame: bytes) -> int:
-        """Puts a broadcast's message into the output; never blocks or flushes.
+    def offer(self, message: SharedMessage) -> int:
+        """Puts a message for many sessions into the output; never blocks or flushes.
 
-        ``frame`` is the plain frame of it, empty where it is not made yet. Gives TAKEN, or CLOSES or LAGS for a message
-        that is left out.
+        Gives TAKEN, or CLOSES or LAGS for a message that is left out. Raises what an extension raises.
         """
         if self.state != OPEN or self.close_sent or self.transport.inherited():
             return CLOSES
         if self.write_limit and self.output.length() > self.write_limit:
             return LAGS
         if self.fragmenting is not None:
-            return self._postpone(opcode, payload)
-        if self.encoders:
-            self._append_encoded(opcode, payload, True)
-        elif self.masking or not frame:
-            self._append(0x80 | opcode, payload)
-        else:
-            self.output.append(frame)
+            return self._postpone(message)
+        self._append_shared(message)
         return TAKEN
 
-    def _postpone(self, opcode: int, payload: bytes) -> int:
+    def _postpone(self, message: SharedMessage) -> int:
         if self.postponed is None:
             self.postponed = []
             self.postponed_size = 0
         if self.write_limit and self.postponed_size > self.write_limit:
             return LAGS
-        self.postponed.append((opcode, payload))
+        self.postponed.append(message)
         # With its header, or there would be no limit to empty ones.
-        self.postponed_size += len(payload) + 10
+        self.postponed_size += len(message.payload) + 10
         return TAKEN
 
-    def flush_in_hub(self) -> None:
-        """Flushes, and lets nothing out that would stop a callback of the hub."""
+    def _append_shared(self, message: SharedMessage) -> None:
+        """Puts a whole message into the output, by a frame that sessions share where that can be."""
+        if not self.encoders:
+            frame = message.plain()
+        elif len(self.encoders) == 1 and isinstance(self.encoders[0], DeflateSession):
+            frame = self.encoders[0].frame_of(message)
+        else:
+            self._append_encoded(message.opcode, message.payload, True)
+            return
+        if frame.whole is None or self.masking:
+            self._append(frame.first, frame.payload)
+        else:
+            self.output.append_shared(frame.whole)
+
+    def flush_offered(self) -> None:
+        """Flushes what was offered to this connection."""
         self.awaits_flush = False
-        self._run_for_hub(FLUSHING)
+        if self.state != CLOSED:
+            self.flush()
 
     def ping(self, payload: bytes) -> None:
         """Sends a ping without ever blocking, for the schedule's greenlet serves all sessions."""
@@ -629,9 +637,9 @@ class Connection:
         fragmenting, self.fragmenting = self.fragmenting, None
         postponed, self.postponed = self.postponed, None
         try:
-            for opcode, payload in postponed or ():
+            for message in postponed or ():
                 if self.state == OPEN and not self.close_sent:
-                    self._append_encoded(opcode, payload, True)
+                    self._append_shared(message)
             if postponed:
                 self.flush()
         finally:
@@ -903,10 +911,13 @@ class Connection:
             # Close frame along.
             self.transport.shut_down()
 
-    def _broken(self) -> None:
-        """A fault of our own in the hub ends this connection, not the loop."""
+    def broke(self, told: str) -> None:
+        """Ends this connection with 1011 for the current exception, which is logged as what is ``told``.
+
+        Nothing gets out that would end the hub's loop, or what is done for many connections.
+        """
         try:
-            self.schedule.after(0, _log_fault())
+            self.schedule.after(0, _log_fault(told))
             self.fail(ProtocolError(CloseCode.INTERNAL_ERROR, ""))
             if self.ended:
                 # `fail` leaves such a connection alone, and nothing else would end it now.
@@ -985,13 +996,13 @@ class Connection:
             switch(self.receiver)
 
 
-def _log_fault() -> Callable[[], None]:
-    """A call that logs the current exception, for a place where logging can't block."""
+def _log_fault(told: str) -> Callable[[], None]:
+    """A call that logs the current exception, from a place where logging can block."""
     import sys
 
     fault = sys.exc_info()
 
     def report() -> None:
-        log.error("a fault in geventws ended a connection", exc_info=fault)
+        log.error(told, exc_info=fault)
 
     return report

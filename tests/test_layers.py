@@ -23,6 +23,7 @@ ROOMS = [
     # Bytes in, bytes out.
     "protocol.extensions",
     "protocol.buffer",
+    "protocol.shared",
     "protocol.deflating",
     "protocol.codec",
     "protocol.deflate",
@@ -48,6 +49,7 @@ ROOMS = [
     "call",
     "routing",
     # Many sessions.
+    "topics.delivery",
     "topics.broadcasting",
     "topics",
     # The server half.

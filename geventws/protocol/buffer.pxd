@@ -13,6 +13,7 @@ cdef class Buffer:
     cpdef append(self, data)
     cpdef append_frame(self, int first, payload, bint masked=*)
     cpdef append_body(self, bytes payload)
+    cpdef append_shared(self, bytes frame)
     cpdef expect(self, Py_ssize_t count)
     cpdef append_header(self, int first, Py_ssize_t length)
     cpdef append_unmasked(self, bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key, Py_ssize_t offset)

@@ -47,6 +47,10 @@ class Buffer:
         """Appends a large payload, which need not be copied."""
         self._data += payload
 
+    def append_shared(self, frame: bytes) -> None:
+        """Appends a frame that other buffers hold too, and that need not be copied into an empty one."""
+        self._data += frame
+
     def expect(self, count: int) -> None:
         """Makes room for ``count`` bytes to come."""
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from geventws.errors import ProtocolError
 from geventws.frames import CloseCode, Frame
+from geventws.protocol.shared import SharedFrame, SharedMessage
 
 __all__ = ["ZLIB", "DeflateSession"]
 
@@ -198,6 +199,27 @@ class DeflateSession:
         if fin and self._server_no_context_takeover:
             self._deflater = None
         return result
+
+    def frame_of(self, message: SharedMessage) -> SharedFrame:
+        """The frame of a message for many sessions: compressed once for all sessions with the same parameters.
+
+        It refers back to nothing but itself, so any peer can inflate it behind whatever came before (RFC 7692 7.2.3.3).
+        """
+        payload = message.payload
+        self._deflating = False
+        if len(payload) < (self._min_size or 1):
+            return message.plain()
+        if self._compress_if is not None and not self._compress_if(Frame(message.opcode, payload)):  # type: ignore[arg-type]
+            return message.plain()
+        # The peer's window has it now, and the own compressor's has not: what comes next is to begin afresh.
+        self._deflater = None
+        parameters = self._level + 1 | self._server_bits << 4 | self._memory_level << 8
+        frame = message.deflated.get(parameters)
+        if frame is None:
+            data = self._deflate(payload, True)
+            self._deflater = None
+            frame = message.deflated[parameters] = SharedFrame(0xC0 | message.opcode, data)
+        return frame
 
     def _deflate(self, payload: bytes, fin: bool) -> bytes:
         if not payload:

@@ -13,6 +13,7 @@ from libc.string cimport memcpy, memset
 
 from geventws.errors import ProtocolError
 from geventws.frames import Frame
+from geventws.protocol.shared cimport SharedFrame, SharedMessage
 
 cdef extern from "Python.h":
     PyObject* PyBytes_FromStringAndSize_raw "PyBytes_FromStringAndSize"(char*, Py_ssize_t) except NULL
@@ -109,6 +110,8 @@ cdef class DeflateSession:
     cdef z_stream* _inflater
     cdef bint _begun
     cdef z_stream* _deflater
+    # Whether it lacks the last message that the peer has, one for many sessions: then it begins afresh.
+    cdef bint _outdated
     cdef signed char _level, _memory_level, _server_bits, _client_bits
     cdef bint _server_no_context_takeover, _client_no_context_takeover, _inflating, _deflating
 
@@ -322,22 +325,46 @@ cdef class DeflateSession:
             self._deflating = True
         return self._deflate(data, size, fin)
 
+    def frame_of(self, SharedMessage message):
+        cdef bytes payload = message.payload
+        cdef SharedFrame frame
+        self._deflating = False
+        if PyBytes_GET_SIZE(payload) < (self._min_size or 1):
+            return message.plain()
+        if self._compress_if is not None and not self._compress_if(Frame(message.opcode, payload)):
+            return message.plain()
+        self._outdated = True
+        parameters = self._level + 1 | self._server_bits << 4 | self._memory_level << 8
+        made = message.deflated.get(parameters)
+        if made is not None:
+            return made
+        data = run_deflater(
+            self._shared_deflater(), PyBytes_AS_STRING(<PyObject*> payload), PyBytes_GET_SIZE(payload), True
+        )
+        frame = message.deflated[parameters] = SharedFrame(0xC0 | message.opcode, data)
+        return frame
+
+    cdef z_stream* _shared_deflater(self) except NULL:
+        cdef z_stream** place = &deflaters[self._level + 1][self._server_bits][self._memory_level]
+        if place[0] == NULL:
+            place[0] = new_deflater(self._level, self._server_bits, self._memory_level)
+        deflateReset(place[0])
+        return place[0]
+
     cdef bytes _deflate(self, const char* data, Py_ssize_t size, bint fin):
         cdef z_stream* stream = self._deflater
-        cdef z_stream** place
         if size == 0:
             if fin and self._server_no_context_takeover:
                 self._end_deflater()
             return b"\x00" if fin else b""
         if stream == NULL:
             if fin and self._server_no_context_takeover:
-                place = &deflaters[self._level + 1][self._server_bits][self._memory_level]
-                if place[0] == NULL:
-                    place[0] = new_deflater(self._level, self._server_bits, self._memory_level)
-                deflateReset(place[0])
-                return run_deflater(place[0], data, size, fin)
+                return run_deflater(self._shared_deflater(), data, size, fin)
             stream = new_deflater(self._level, self._server_bits, self._memory_level)
             self._deflater = stream
+        elif self._outdated:
+            deflateReset(stream)
+        self._outdated = False
         try:
             return run_deflater(stream, data, size, fin)
         except BaseException:
