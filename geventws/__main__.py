@@ -101,7 +101,9 @@ def publish(arguments: list[str]) -> None:
     parser.add_argument("--namespace", default="geventws", help="as in geventws.Topics, 'geventws' by default")
     parser.add_argument("--history", type=int, default=0, metavar="N", help="messages kept, as the app's Topics has it")
     parser.add_argument("--binary", action="store_true", help="send standard input as a binary message")
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="how long it may take, 5 by default")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, metavar="SECONDS", help="how long it may take, 5 by default"
+    )
     options = parser.parse_args(arguments)
     if not options.url:
         parser.error("which server? --url redis://HOST:PORT, or REDIS_URL in the environment")

@@ -51,6 +51,12 @@ ROOMS = [
     # Many sessions.
     "topics.delivery",
     "topics.broadcasting",
+    "topics.audience",
+    "topics.nouns",
+    "topics.statistics",
+    "topics.history",
+    "topics.topic",
+    "topics.topics",
     "topics",
     # The server half.
     "accepting",

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-import gevent
-from gevent.event import AsyncResult, Event
+from gevent import get_hub, spawn
+from gevent.event import AsyncResult
 
 from geventws.switching import current
 from geventws.topics.audience import Audience
-from geventws.topics.delivery import SharedMessage, deliver, opcode_and_payload
+from geventws.topics.broadcasting import shared_message
+from geventws.topics.delivery import Delivery, deliver
 from geventws.topics.nouns import Gap, Member, Position, Presence
 
 if TYPE_CHECKING:
     from geventws.connection import Connection
+    from geventws.protocol.shared import SharedMessage
     from geventws.topics.history import History
     from geventws.topics.statistics import Statistics
 
@@ -30,14 +31,12 @@ Teller = Callable[[Any], Any]
 class Topic:
     """The subscribers of one topic in this process.
 
-    What is sent to them goes out one message after the other, so that all get it in the same order: one that is not out
-    after a slice of 5 ms goes on in the hub, and those behind it queue.
+    What is sent to them goes out one message after the other, so that all get it in the same order.
     """
 
     __slots__ = (
         "_asked",
         "_closes",
-        "_queue",
         "_statistics",
         "arriving",
         "audience",
@@ -71,8 +70,6 @@ class Topic:
         self.started: AsyncResult[None] | None = None
         #: How many sessions are about to be subscribed.
         self.arriving = 0
-        #: What waits behind the message that goes out; None while none does.
-        self._queue: deque[tuple[list[Connection], SharedMessage, Event]] | None = None
 
     @property
     def deserted(self) -> bool:
@@ -98,41 +95,21 @@ class Topic:
                     del audiences[teller]
         return self.members.pop(connection, None)
 
-    def send(self, message: SharedMessage, audience: Audience | None = None) -> Event | None:
-        """Sends a message to the subscribers, or to an audience among them; never blocks.
-
-        Gives what is set when it is out; None where it is out already.
-        """
-        if audience is None:
-            audience = self.audience
-        if self._queue is not None:
-            out = Event()
-            self._queue.append((audience.lend(), message, out))
-            return out
-        delivery = deliver(audience.connections, message, self._closes)
-        if delivery.finished:
+    def send(self, message: SharedMessage, audience: Audience | None = None) -> Delivery:
+        """Sends a message to the subscribers, or to an audience among them; never blocks."""
+        delivery = deliver((audience or self.audience).lend(), message, self._closes)
+        if delivery.done:
             self._count(delivery)
-            return None
-        audience.lend()
-        out = Event()
-        self._queue = deque()
-        # A greenlet of its own: whoever publishes may be killed, and the others' order must not depend on that.
-        gevent.spawn(self._work_off, delivery, out)
-        return out
+        else:
+            # A greenlet of its own: whoever publishes may be killed.
+            spawn(self._count_when_done, delivery)
+        return delivery
 
-    def _work_off(self, delivery: Any, out: Event) -> None:
-        assert self._queue is not None
-        while True:
-            delivery.wait()
-            self._count(delivery)
-            out.set()
-            if not self._queue:
-                self._queue = None
-                return
-            connections, message, out = self._queue.popleft()
-            delivery = deliver(connections, message, self._closes)
+    def _count_when_done(self, delivery: Delivery) -> None:
+        delivery.wait()
+        self._count(delivery)
 
-    def _count(self, delivery: Any) -> None:
+    def _count(self, delivery: Delivery) -> None:
         self._statistics.delivered += delivery.taken
         self._statistics.slow += delivery.lagging
 
@@ -149,12 +126,12 @@ class Topic:
             try:
                 message = teller(event)
                 if message is not None:
-                    self.send(SharedMessage(*opcode_and_payload(message)), audience)
+                    self.send(shared_message(message), audience)
             except Exception:
                 log.exception("what topics call for a %s failed", type(event).__name__.lower())
 
 
-def wait_unless_in_hub(out: Event | None) -> None:
-    """Blocks until a message is out; not in the hub, which can't wait for itself."""
-    if out is not None and current() is not gevent.get_hub():
-        out.wait()
+def wait_unless_in_hub(delivery: Delivery | None) -> None:
+    """Blocks until a message is on its way to all; not in the hub, which can't wait for itself."""
+    if delivery is not None and not delivery.done and current() is not get_hub():
+        delivery.wait()

@@ -11,14 +11,15 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 from gevent import get_hub, spawn
-from gevent.event import AsyncResult, Event
+from gevent.event import AsyncResult
 from gevent.hub import Hub
 from gevent.monkey import get_original
 
 from geventws.errors import ConnectionClosed, UsageError
+from geventws.protocol.shared import SharedMessage
 from geventws.session import DefaultWebSocketSession
 from geventws.settings import check_option
-from geventws.topics.delivery import SharedMessage, opcode_and_payload
+from geventws.topics.broadcasting import shared_message
 from geventws.topics.history import History, HistorySizes
 from geventws.topics.nouns import Gap, Member, Position, Presence, Subscribed
 from geventws.topics.statistics import Statistics
@@ -27,6 +28,7 @@ from geventws.transport import monotonic
 
 if TYPE_CHECKING:
     from geventws.connection import Connection
+    from geventws.topics.delivery import Delivery
     from geventws.topics.redis_broker import RedisBroker
 
 __all__ = ["Topics"]
@@ -309,16 +311,17 @@ class Topics:
         """
         self._enter()
         check_topic(topic)
-        opcode, payload = opcode_and_payload(message)
-        if self._max_message_size is not None and len(payload) > self._max_message_size:
-            raise ValueError(f"the message has {len(payload)} bytes: max_message_size is {self._max_message_size}")
+        shared = shared_message(message)
+        size = len(shared.payload)
+        if self._max_message_size is not None and size > self._max_message_size:
+            raise ValueError(f"the message has {size} bytes: max_message_size is {self._max_message_size}")
         if self._hub is not None and thread_identity() != self._thread:
             # What is sent must be so in the thread of the sessions.
-            self._hub.loop.run_callback_threadsafe(spawn, self._publish, topic, opcode, payload)
+            self._hub.loop.run_callback_threadsafe(spawn, self._publish, topic, shared)
         else:
-            self._publish(topic, opcode, payload)
+            self._publish(topic, shared)
 
-    def _publish(self, topic: str, opcode: int, payload: bytes) -> None:
+    def _publish(self, topic: str, message: SharedMessage) -> None:
         self._statistics.published += 1
         broker = self._broker
         if broker is None:
@@ -329,26 +332,26 @@ class Topics:
                 here = self._topic(topic)
             self._keep_history(here)
             if here.history is not None:
-                here.position = here.history.append(opcode, payload)
-            wait_unless_in_hub(self._send(here, opcode, payload, here.position))
+                here.position = here.history.append(message.opcode, message.payload)
+            wait_unless_in_hub(self._send(here, message, here.position))
         elif not self._sizes.of(topic):
             here = self._topics.get(topic)
-            out = None if here is None else self._send(here, opcode, payload, None)
-            broker.publish(topic, opcode, payload)
-            wait_unless_in_hub(out)
-        elif not broker.publish(topic, opcode, payload):
+            delivery = None if here is None else self._send(here, message, None)
+            broker.publish(topic, message.opcode, message.payload)
+            wait_unless_in_hub(delivery)
+        elif not broker.publish(topic, message.opcode, message.payload):
             # With Redis away nobody gives it a position; those who are here get it all the same.
             here = self._topics.get(topic)
             if here is not None:
-                wait_unless_in_hub(self._send(here, opcode, payload, None))
+                wait_unless_in_hub(self._send(here, message, None))
 
-    def _send(self, here: Topic, opcode: int, payload: bytes, position: Position | None) -> Event | None:
+    def _send(self, here: Topic, message: SharedMessage, position: Position | None) -> Delivery | None:
         """Sends a message to the sessions of this process; gives what to wait for."""
         if not here.audience:
             return None
         if self._envelope is not None:
-            opcode, payload = opcode_and_payload(self._wrapped(here.name, opcode, payload, position))
-        return here.send(SharedMessage(opcode, payload))
+            message = shared_message(self._wrapped(here.name, message.opcode, message.payload, position))
+        return here.send(message)
 
     def _wrapped(self, topic: str, opcode: int, payload: bytes, position: Position | None) -> str | bytes:
         """What sessions get of a message."""
@@ -475,11 +478,11 @@ class _Arrivals:
         if position is not None:
             here.position = position
         try:
-            out = self._topics._send(here, opcode, payload, position)
+            delivery = self._topics._send(here, SharedMessage(opcode, payload), position)
         except Exception:
             log.exception("the envelope of topics failed")
         else:
-            wait_unless_in_hub(out)
+            wait_unless_in_hub(delivery)
 
     def presence(self, topic: str, event: Literal["join", "leave"], member: Member) -> None:
         """Called for a member that came or left, in order with the messages."""
