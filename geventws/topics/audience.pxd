@@ -16,7 +16,6 @@ cdef class Subscription:
 
 cdef class Audience:
     cdef readonly list connections
-    cdef readonly object left
     cdef readonly bint lent
     cdef readonly dict subscriptions
 
@@ -24,4 +23,5 @@ cdef class Audience:
     @cython.locals(subscription=Subscription, moved=Subscription, last=Connection, connections=list)
     cpdef bint remove(self, Connection connection) except -1
     cpdef list lend(self)
+    cpdef left(self, Connection connection)
     cdef _own(self)

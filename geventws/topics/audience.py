@@ -6,12 +6,7 @@ audience.pxd gives the types to the compiled build: a subscription takes 80 byte
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from geventws.connection import Connection
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["Audience", "Subscription"]
 
@@ -56,15 +51,11 @@ class Subscription:
 
 
 class Audience:
-    """The connections that are subscribed to one topic.
+    """The connections that get what is sent to it."""
 
-    ``left`` is called, with the connection, when one has left, by its own wish or by its end.
-    """
+    __slots__ = ("connections", "lent", "subscriptions")
 
-    __slots__ = ("connections", "left", "lent", "subscriptions")
-
-    def __init__(self, left: Callable[[Connection], Any] | None = None) -> None:
-        self.left = left
+    def __init__(self) -> None:
         self.connections: list[Connection] = []
         #: Whether a delivery may still go along `connections`, which then is not to change any more.
         self.lent = False
@@ -96,9 +87,11 @@ class Audience:
             connections[subscription.place] = last
             moved = self.subscriptions[last]
             moved.place = subscription.place
-        if self.left is not None:
-            self.left(connection)
+        self.left(connection)
         return True
+
+    def left(self, connection: Connection) -> None:
+        """Called when one has left, by its own wish or by its end; must not block."""
 
     def lend(self) -> list[Connection]:
         """The list, for a delivery that is not over at once."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import get_hub, spawn
 from gevent.event import AsyncResult
@@ -28,40 +28,35 @@ log = logging.getLogger("geventws")
 Teller = Callable[[Any], Any]
 
 
-class Topic:
+class Topic(Audience):
     """The subscribers of one topic in this process.
 
     What is sent to them goes out one message after the other, so that all get it in the same order.
     """
 
     __slots__ = (
-        "_asked",
         "_closes",
+        "_owner",
         "_statistics",
+        "_tellers",
         "arriving",
-        "audience",
-        "gap_audiences",
         "history",
         "members",
         "name",
         "position",
-        "presence_audiences",
         "started",
     )
 
-    def __init__(
-        self, name: str, left: Callable[[Topic, Connection], Any], closes: bool, statistics: Statistics
-    ) -> None:
+    def __init__(self, name: str, owner: Owner, closes: bool, statistics: Statistics) -> None:
+        super().__init__()
         self.name = name
-        self.audience = Audience(lambda connection: left(self, connection))
+        self._owner = owner
         self._closes = closes
         self._statistics = statistics
-        #: Who is on it by name, of this process.
-        self.members: dict[Connection, Member] = {}
-        #: Whom to send what a function makes of an event: all that gave the same function share its result.
-        self.presence_audiences: dict[Teller, Audience] = {}
-        self.gap_audiences: dict[Teller, Audience] = {}
-        self._asked: dict[Connection, tuple[Teller | None, Teller | None]] = {}
+        # There may be many topics of few subscribers: what most of them don't need they don't have.
+        #: Who is on it by name, of this process; None for nobody.
+        self.members: dict[Connection, Member] | None = None
+        self._tellers: Tellers | None = None
         #: The position of the newest message that the subscribers were sent, or were not here for.
         self.position: Position | None = None
         #: The messages kept in this process; None where none are, or Redis keeps them.
@@ -74,30 +69,25 @@ class Topic:
     @property
     def deserted(self) -> bool:
         """Whether nobody is subscribed, or about to be, and nothing is kept."""
-        return not self.audience and not self.arriving and self.history is None
+        return not self.connections and not self.arriving and self.history is None
+
+    def left(self, connection: Connection) -> None:
+        """Forgets a subscriber that has left."""
+        if self._tellers is not None:
+            self._tellers.remove(connection)
+        member = None if self.members is None else self.members.pop(connection, None)
+        self._owner.left(self, member)
 
     def ask(self, connection: Connection, on_presence: Teller | None, on_gap: Teller | None) -> None:
         """Has a subscriber told of members, and of gaps."""
         if on_presence is not None or on_gap is not None:
-            self._asked[connection] = (on_presence, on_gap)
-        for teller, audiences in ((on_presence, self.presence_audiences), (on_gap, self.gap_audiences)):
-            if teller is not None:
-                audiences.setdefault(teller, Audience()).add(connection)
-
-    def forget(self, connection: Connection) -> Member | None:
-        """Undoes `ask` for a subscriber that has left; gives the member that it was."""
-        on_presence, on_gap = self._asked.pop(connection, (None, None))
-        for teller, audiences in ((on_presence, self.presence_audiences), (on_gap, self.gap_audiences)):
-            if teller is not None:
-                audience = audiences[teller]
-                audience.remove(connection)
-                if not audience:
-                    del audiences[teller]
-        return self.members.pop(connection, None)
+            if self._tellers is None:
+                self._tellers = Tellers()
+            self._tellers.add(connection, on_presence, on_gap)
 
     def send(self, message: SharedMessage, audience: Audience | None = None) -> Delivery:
         """Sends a message to the subscribers, or to an audience among them; never blocks."""
-        delivery = deliver((audience or self.audience).lend(), message, self._closes)
+        delivery = deliver((self if audience is None else audience).lend(), message, self._closes)
         if delivery.done:
             self._count(delivery)
         else:
@@ -113,22 +103,57 @@ class Topic:
         self._statistics.delivered += delivery.taken
         self._statistics.slow += delivery.lagging
 
-    def tell_presence(self, event: Presence) -> None:
-        """Sends what the subscribers' ``on_presence`` makes of it."""
-        self._tell(self.presence_audiences.items(), event)
-
-    def tell_gap(self, gap: Gap) -> None:
-        """Sends what the subscribers' ``on_gap`` makes of it."""
-        self._tell(self.gap_audiences.items(), gap)
-
-    def _tell(self, audiences: Iterable[tuple[Teller, Audience]], event: Presence | Gap) -> None:
-        for teller, audience in list(audiences):
+    def tell(self, event: Presence | Gap) -> None:
+        """Sends what the subscribers who asked make of an event."""
+        if self._tellers is None:
+            return
+        for teller, audience in self._tellers.of(event):
             try:
                 message = teller(event)
                 if message is not None:
                     self.send(shared_message(message), audience)
             except Exception:
                 log.exception("what topics call for a %s failed", type(event).__name__.lower())
+
+
+class Owner(Protocol):
+    """What a topic tells of."""
+
+    def left(self, topic: Topic, member: Member | None) -> None:
+        """Called when a subscriber has left; it may have been a member, and the last one. Must not block."""
+        ...
+
+
+class Tellers:
+    """The functions that make messages of events, each with the subscribers that gave it: they share its result."""
+
+    __slots__ = ("_asked", "_gap", "_presence")
+
+    def __init__(self) -> None:
+        self._presence: dict[Teller, Audience] = {}
+        self._gap: dict[Teller, Audience] = {}
+        self._asked: dict[Connection, tuple[Teller | None, Teller | None]] = {}
+
+    def add(self, connection: Connection, on_presence: Teller | None, on_gap: Teller | None) -> None:
+        """Adds what a subscriber has given."""
+        self._asked[connection] = (on_presence, on_gap)
+        for teller, audiences in ((on_presence, self._presence), (on_gap, self._gap)):
+            if teller is not None:
+                audiences.setdefault(teller, Audience()).add(connection)
+
+    def remove(self, connection: Connection) -> None:
+        """Undoes `add`."""
+        on_presence, on_gap = self._asked.pop(connection, (None, None))
+        for teller, audiences in ((on_presence, self._presence), (on_gap, self._gap)):
+            if teller is not None:
+                audience = audiences[teller]
+                audience.remove(connection)
+                if not audience:
+                    del audiences[teller]
+
+    def of(self, event: Presence | Gap) -> list[tuple[Teller, Audience]]:
+        """The functions for an event, and who is to get what they make."""
+        return list((self._presence if isinstance(event, Presence) else self._gap).items())
 
 
 def wait_unless_in_hub(delivery: Delivery | None) -> None:

@@ -100,6 +100,7 @@ class Topics:
         self._envelope = envelope
         self._max_message_size = max_message_size
         self._statistics = Statistics()
+        self._events = _Events(self)
         self._broker: RedisBroker | None = None
         if url is not None:
             from geventws.topics.redis_broker import RedisBroker
@@ -107,7 +108,7 @@ class Topics:
             self._broker = RedisBroker(
                 url,
                 namespace,
-                _Arrivals(self),
+                self._events,
                 max_message_size=max_message_size,
                 history=self._sizes.of,
                 history_seconds=history_seconds,
@@ -163,14 +164,14 @@ class Topics:
         here = self._topic(topic)
         here.arriving += 1
         try:
-            here.audience.remove(connection)
+            here.remove(connection)
             self._start(here)
             recovered, missed = self._recover(here, session, since)
             if connection.state != OPEN:
                 raise ConnectionClosed(connection.ending())
             # Another greenlet may have subscribed it meanwhile.
-            here.audience.remove(connection)
-            here.audience.add(connection)
+            here.remove(connection)
+            here.add(connection)
             here.ask(connection, on_presence, on_gap)
             position = self._position(here)
         finally:
@@ -187,7 +188,7 @@ class Topics:
         """
         self._enter()
         here = self._topics.get(topic)
-        return here is not None and here.audience.remove(session.connection)
+        return here is not None and here.remove(session.connection)
 
     def _connection_of(self, session: Any) -> Connection:
         if not isinstance(session, DefaultWebSocketSession):
@@ -207,7 +208,7 @@ class Topics:
     def _topic(self, name: str) -> Topic:
         here = self._topics.get(name)
         if here is None:
-            here = self._topics[name] = Topic(name, self._left, self._closes, self._statistics)
+            here = self._topics[name] = Topic(name, self._events, self._closes, self._statistics)
         return here
 
     def _start(self, here: Topic) -> None:
@@ -280,16 +281,6 @@ class Topics:
             return here.history.missed(since, up_to)
         return None if self._broker is None else self._broker.missed(here.name, since, up_to)
 
-    def _left(self, here: Topic, connection: Connection) -> None:
-        """Called for a connection that has left a topic; never blocks."""
-        member = here.forget(connection)
-        if member is not None:
-            if self._broker is None:
-                here.tell_presence(Presence(here.name, "leave", member))
-            else:
-                self._broker.leave(here.name, member)
-        self._drop_if_deserted(here)
-
     def _drop_if_deserted(self, here: Topic) -> None:
         if here.deserted and self._topics.get(here.name) is here:
             del self._topics[here.name]
@@ -347,7 +338,7 @@ class Topics:
 
     def _send(self, here: Topic, message: SharedMessage, position: Position | None) -> Delivery | None:
         """Sends a message to the sessions of this process; gives what to wait for."""
-        if not here.audience:
+        if not here.connections:
             return None
         if self._envelope is not None:
             message = shared_message(self._wrapped(here.name, message.opcode, message.payload, position))
@@ -368,7 +359,7 @@ class Topics:
         for here in list(self._topics.values()):
             if (
                 here.history is not None
-                and not here.audience
+                and not here.connections
                 and not here.arriving
                 and now - here.history.appended > seconds
             ):
@@ -391,13 +382,13 @@ class Topics:
         """How many sessions of this process are subscribed to ``topic``; `presence` knows the members everywhere."""
         self._enter()
         here = self._topics.get(topic)
-        return 0 if here is None else len(here.audience)
+        return 0 if here is None else len(here)
 
     def sessions(self, topic: str) -> list[Any]:
         """The sessions of this process that are subscribed to ``topic``."""
         self._enter()
         here = self._topics.get(topic)
-        return [] if here is None else [connection.session for connection in here.audience.connections]
+        return [] if here is None else [connection.session for connection in here.connections]
 
     def presence(self, topic: str) -> list[Member]:
         """Who is on ``topic``, of all processes: the subscriptions that have a ``member``.
@@ -411,7 +402,8 @@ class Topics:
         elsewhere = [] if broker is None else broker.members(topic)
         # Of its own this process knows better: what it told Redis last may be on its way.
         here = self._topics.get(topic)
-        own = {} if here is None else {member.key: member for member in here.members.values()}
+        members = None if here is None else here.members
+        own = {member.key: member for member in (members or {}).values()}
         known = [member for member in elsewhere if member.key in own or not self._is_own(member)]
         keys = {member.key for member in known}
         return known + [member for key, member in own.items() if key not in keys]
@@ -437,8 +429,8 @@ class Topics:
         self._enter()
         for here in list(self._topics.values()):
             here.history = None
-            for connection in list(here.audience.connections):
-                here.audience.remove(connection)
+            for connection in list(here.connections):
+                here.remove(connection)
             self._drop_if_deserted(here)
         if self._broker is not None:
             self._broker.close()
@@ -457,18 +449,31 @@ class Topics:
         return member.key.startswith(f"{self._worker()}.")
 
     def _join(self, here: Topic, connection: Connection, name: str) -> None:
-        member = here.members[connection] = Member(name, f"{self._worker()}.{next(self._numbers)}")
+        member = Member(name, f"{self._worker()}.{next(self._numbers)}")
+        if here.members is None:
+            here.members = {}
+        here.members[connection] = member
         if self._broker is None:
-            here.tell_presence(Presence(here.name, "join", member))
+            here.tell(Presence(here.name, "join", member))
         else:
             self._broker.join(here.name, member)
 
 
-class _Arrivals:
-    """What Redis brings, handed to the sessions of this process."""
+class _Events:
+    """What Redis brings, and who leaves: handed on to the topics of this process."""
 
     def __init__(self, topics: Topics) -> None:
         self._topics = topics
+
+    def left(self, here: Topic, member: Member | None) -> None:
+        """Called by a topic that a subscriber has left."""
+        broker = self._topics._broker
+        if member is not None:
+            if broker is None:
+                here.tell(Presence(here.name, "leave", member))
+            else:
+                broker.leave(here.name, member)
+        self._topics._drop_if_deserted(here)
 
     def message(self, topic: str, opcode: int, payload: bytes, position: Position | None) -> None:
         """Called for each message, in order."""
@@ -488,13 +493,13 @@ class _Arrivals:
         """Called for a member that came or left, in order with the messages."""
         here = self._topics._topics.get(topic)
         if here is not None:
-            here.tell_presence(Presence(topic, event, member))
+            here.tell(Presence(topic, event, member))
 
     def gap(self, topic: str, lost: int | None) -> None:
         """Called where messages may have been lost."""
         here = self._topics._topics.get(topic)
         if here is not None:
-            here.tell_gap(Gap(topic, lost))
+            here.tell(Gap(topic, lost))
 
 
 def check_topic(topic: Any) -> None:
