@@ -9,7 +9,7 @@ from typing import Any
 import gevent
 import pytest
 
-from geventws import ConnectionClosed, Frame, WebSockets
+from geventws import ConnectionClosed, Frame, Topics, WebSockets
 from tests.peer import PATIENCE, Peer, serving, wait_until
 from tests.wire import TEXT, close_frame, frame
 
@@ -149,3 +149,30 @@ def test_a_child_that_uses_a_session_is_told_that_it_is_closed() -> None:
         assert os.waitpid(child, 0)[1] == 0
         peer.send(frame(TEXT, b"the parent's session goes on"))
         peer.closed_with(1000)
+
+
+def test_topics_of_a_child_are_its_own() -> None:
+    topics = Topics(history=5)
+    app = WebSockets()
+
+    @app.route("/")
+    def handler(session: Any) -> None:
+        topics.subscribe(session, "a", member="Ada")
+        for _ in session:
+            pass
+
+    def in_child() -> None:
+        assert topics.count("a") == 0
+        assert topics.presence("a") == []
+        topics.publish("a", "from the child")
+        gevent.sleep(0)
+
+    with serving(app) as server, Peer(server) as peer:
+        peer.accepted()
+        wait_until(lambda: topics.count("a") == 1)
+        child = forked(in_child)
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+        topics.publish("a", "from the parent")
+        assert peer.frame() == (0x81, b"from the parent")
+        assert [member.name for member in topics.presence("a")] == ["Ada"]
