@@ -133,8 +133,15 @@ class RedisBroker:
         return self._here().missed(topic, since, up_to)
 
     def position(self, topic: str) -> Position | None:
-        """Where the history of a topic stands; None without one. Blocks; None while Redis is away."""
+        """Where the history of a topic stands in Redis; None without one. Blocks; None while Redis is away."""
         return self._here().position(topic)
+
+    def reached(self, topic: str) -> Position | None:
+        """Just behind the last message of a subscribed topic that was handed on; None without a history.
+
+        Never blocks. None too where the topic was subscribed while Redis was away, until it is back.
+        """
+        return None if self._closed else self._here().reached(topic)
 
     def join(self, topic: str, member: Member) -> None:
         """Registers a member, until it leaves or this process ends. Never blocks."""
@@ -210,6 +217,7 @@ class Running:
         self.worker_id = self.origin.hex()
         self.inbox = Inbox(broker.receiver, self.origin, broker.max_message_size, broker.statistics)
         self.topics = TopicTable(TOPICS, self._make_topic)
+        self.subscriptions: dict[str, Subscription] = {}
         self.slots: Slots | None = None
         self._history = broker.history
         self._history_milliseconds = broker.history_milliseconds
@@ -291,6 +299,11 @@ class Running:
         except (RedisError, Malformed):
             return None
 
+    def reached(self, name: str) -> Position | None:
+        """See `RedisBroker`."""
+        subscription = self.subscriptions.get(name)
+        return None if subscription is None else subscription.position
+
     def members(self, name: str) -> list[Member]:
         """See `RedisBroker`."""
         topic = self.topics.get(name)
@@ -328,6 +341,8 @@ class Synchronous(Running):
         super().__init__(broker)
         self._link = SynchronousLink(self)
         self._lock = threading.Lock()
+        #: Why a message could not be published since the last flush.
+        self._error: RedisError | None = None
 
     @property
     def available(self) -> bool:
@@ -345,7 +360,8 @@ class Synchronous(Running):
             command = self.publication(self.topics.get(name), opcode, payload)
             try:
                 self._link.execute(command)
-            except RedisError:
+            except RedisError as error:
+                self._error = error
                 if self._link.was_sent:
                     self.statistics.unconfirmed += 1
                 else:
@@ -378,7 +394,10 @@ class Synchronous(Running):
         raise _needs_patch("watch members")
 
     def flush(self, timeout: float | None) -> None:
-        """All that was published was answered to."""
+        """All that was published was answered to, or failed."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise ConnectionError(str(error)) from None
 
     def close(self) -> None:
         """Closes the connections."""
@@ -402,7 +421,6 @@ class Greenlets(Running):
         self.links: dict[Any, Link] = {self.connector.address: Link(self, self.connector, self.connector.address)}
         #: The link where there is but one server.
         self._only: Link | None = self.links[self.connector.address]
-        self.subscriptions: dict[str, Subscription] = {}
         self.attendance = Attendance(self, self.names, self.worker_id)
         self._looking = False
 

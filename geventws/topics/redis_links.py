@@ -281,7 +281,8 @@ class Link:
             if not self.outbox:
                 self._work.clear()
                 idle = not self._work.wait(PING_SECONDS)
-                if monotonic() - used > STALE_SECONDS:
+                # Where the other connection was lost this one may be as well.
+                if monotonic() - used > STALE_SECONDS or self._outage is not None:
                     _check(connection, idle)
                     used = monotonic()
                 if not self.outbox:

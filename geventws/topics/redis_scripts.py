@@ -34,13 +34,13 @@ end
 PUBLISH = Script(
     _HISTORY
     + """
-local epoch
+local id
 if redis.call('EXISTS', KEYS[1]) == 1 then
-  epoch = string.match(last_id(KEYS[1]), '^%d+')
+  id = string.match(last_id(KEYS[1]), '^%d+') .. '-*'
 else
-  epoch = new_epoch()
+  id = new_epoch() .. '-1'
 end
-local id = redis.call('XADD', KEYS[1], 'MAXLEN', '=', ARGV[1], epoch .. '-*', 'k', ARGV[3], 'p', ARGV[4])
+id = redis.call('XADD', KEYS[1], 'MAXLEN', '=', ARGV[1], id, 'k', ARGV[3], 'p', ARGV[4])
 if ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 redis.call(ARGV[5], KEYS[2], '\\1' .. ARGV[3] .. id .. ' ' .. ARGV[4])
 return id

@@ -13,7 +13,7 @@ from geventws.switching import current
 from geventws.topics.audience import Audience
 from geventws.topics.broadcasting import shared_message
 from geventws.topics.delivery import Delivery, deliver
-from geventws.topics.nouns import Gap, Member, Position, Presence
+from geventws.topics.nouns import Gap, Member, Presence
 
 if TYPE_CHECKING:
     from geventws.connection import Connection
@@ -43,7 +43,6 @@ class Topic(Audience):
         "history",
         "members",
         "name",
-        "position",
         "started",
     )
 
@@ -57,8 +56,6 @@ class Topic(Audience):
         #: Who is on it by name, of this process; None for nobody.
         self.members: dict[Connection, Member] | None = None
         self._tellers: Tellers | None = None
-        #: The position of the newest message that the subscribers were sent, or were not here for.
-        self.position: Position | None = None
         #: The messages kept in this process; None where none are, or Redis keeps them.
         self.history: History | None = None
         #: Set when messages of other processes arrive; None where there are no others.

@@ -173,6 +173,8 @@ class Topics:
             here.remove(connection)
             here.add(connection)
             here.ask(connection, on_presence, on_gap)
+            if on_presence is not None and self._broker is not None:
+                self._broker.watch_members()
             position = self._position(here)
         finally:
             here.arriving -= 1
@@ -229,13 +231,10 @@ class Topics:
 
     def _subscribe_to_broker(self, broker: RedisBroker, here: Topic, started: AsyncResult[None]) -> None:
         try:
-            position = broker.subscribe(here.name)
+            broker.subscribe(here.name)
         except Exception as error:
             started.set_exception(error)
         else:
-            # Messages may have come between.
-            if here.position is None or (position is not None and position.epoch != here.position.epoch):
-                here.position = position
             started.set()
 
     def _keep_history(self, here: Topic) -> None:
@@ -243,12 +242,12 @@ class Topics:
         if size and here.history is None:
             self._sweep()
             here.history = History(size)
-            here.position = here.history.position
 
     def _position(self, here: Topic) -> Position | None:
-        if here.position is None and self._broker is not None:
-            return self._broker.position(here.name)
-        return here.position
+        """The position of the newest message that went to the subscribers, or was there before them; never blocks."""
+        if self._broker is not None:
+            return self._broker.reached(here.name)
+        return None if here.history is None else here.history.position
 
     def _recover(self, here: Topic, session: DefaultWebSocketSession, since: Any) -> tuple[bool, int]:
         """Sends what was missed, until nothing is any more; the caller subscribes without yielding in between."""
@@ -322,9 +321,8 @@ class Topics:
                     return
                 here = self._topic(topic)
             self._keep_history(here)
-            if here.history is not None:
-                here.position = here.history.append(message.opcode, message.payload)
-            wait_unless_in_hub(self._send(here, message, here.position))
+            position = None if here.history is None else here.history.append(message.opcode, message.payload)
+            wait_unless_in_hub(self._send(here, message, position))
         elif not self._sizes.of(topic):
             here = self._topics.get(topic)
             delivery = None if here is None else self._send(here, message, None)
@@ -409,13 +407,17 @@ class Topics:
         return known + [member for key, member in own.items() if key not in keys]
 
     def position(self, topic: str) -> Position | None:
-        """Where ``topic`` stands; None without a history, and where this process does not know.
+        """Where ``topic`` stands; None without a history, and while Redis is away.
 
-        With Redis a process knows it of the topics that its sessions are subscribed to.
+        Blocks for an answer of Redis where no session of this process is subscribed to the topic.
         """
         self._enter()
+        check_topic(topic)
         here = self._topics.get(topic)
-        return None if here is None else self._position(here)
+        position = None if here is None else self._position(here)
+        if position is None and self._broker is not None:
+            position = self._broker.position(topic)
+        return position
 
     def statistics(self) -> Statistics:
         """What was counted in this process up to now."""
@@ -480,8 +482,6 @@ class _Events:
         here = self._topics._topics.get(topic)
         if here is None:
             return
-        if position is not None:
-            here.position = position
         try:
             delivery = self._topics._send(here, SharedMessage(opcode, payload), position)
         except Exception:
