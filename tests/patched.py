@@ -38,7 +38,9 @@ class PatchedProcess:
     def __enter__(self) -> PatchedProcess:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, *exception: object) -> None:
+        if kind is not None:
+            self.process.kill()
         self.close()
 
     @property
@@ -109,13 +111,23 @@ def main() -> None:
 
     monkey.patch_all()
     import gevent
+    import gevent.os
 
     # What the functions print goes elsewhere than the results.
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     # As the module that the functions' module has imported, and not as __main__.
     importlib.import_module("tests.patched")._is_patched = True
-    for line in iter(sys.stdin.readline, ""):
+    # Other greenlets run while it waits.
+    gevent.os.make_nonblocking(0)
+    lines = b""
+    while True:
+        while b"\n" not in lines:
+            data = gevent.os.nb_read(0, 65536)
+            if not data:
+                return
+            lines += data
+        line, _, lines = lines.partition(b"\n")
         module, name, arguments = json.loads(line)
         value = failure = skipped = None
         try:

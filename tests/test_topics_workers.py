@@ -7,7 +7,10 @@ import os
 import signal
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +67,34 @@ class Clients:
     def __init__(self, address: str, stack: ExitStack) -> None:
         self.address = address
         self._stack = stack
+        self._numbers = count(1)
 
     def join(self, topic: str, name: str) -> tuple[ClientConnection, int]:
         """A client on a topic."""
-        client = self._stack.enter_context(connect(f"ws://{self.address}/{topic}/{name}", proxy=None))
+        client = self._stack.enter_context(connect(f"ws://{self.address}/{topic}/{name}", proxy=None, max_queue=None))
         told = receive(client)
         while "worker" not in told:
             told = receive(client)
         return client, told["worker"]
 
-    def spread(self, topic: str, workers: int, name: str = "Ada") -> dict[int, ClientConnection]:
+    def spread(self, topic: str, workers: int) -> dict[int, list[tuple[str, ClientConnection]]]:
+        """Clients with names of their own, some on each of so many workers."""
+        found: dict[int, list[tuple[str, ClientConnection]]] = {}
+        # Many at a time: one after the other might all come to the worker that is awake.
+        with ThreadPoolExecutor(4 * workers) as pool:
+            while len(found) < workers:
+                names = [f"client{next(self._numbers)}" for _ in range(4 * workers)]
+                for name, (client, worker) in zip(names, pool.map(partial(self.join, topic), names), strict=True):
+                    found.setdefault(worker, []).append((name, client))
+        return found
+
+    def one_each(self, topic: str, workers: int) -> dict[int, ClientConnection]:
         """A client on each of so many workers."""
-        found: dict[int, ClientConnection] = {}
-        while len(found) < workers:
-            client, worker = self.join(topic, name)
-            if worker in found:
+        found = {}
+        for worker, (first, *others) in self.spread(topic, workers).items():
+            found[worker] = first[1]
+            for _, client in others:
                 client.close()
-            else:
-                found[worker] = client
         return found
 
     def get(self, path: str) -> Any:
@@ -97,10 +110,10 @@ def receive(client: ClientConnection) -> Any:
 
 @contextmanager
 def workers(
-    directory: Path, count: int, *arguments: str, url: str, at_import: str = ""
+    directory: Path, number: int, *arguments: str, url: str, at_import: str = ""
 ) -> Iterator[tuple[Clients, Program]]:
     (directory / "app.py").write_text(APP.format(url=url, at_import=at_import))
-    options = ("-k", "geventws.Worker", "-w", str(count), *arguments)
+    options = ("-k", "geventws.Worker", "-w", str(number), *arguments)
     with gunicorn_server("app:app", *options, directory=directory) as (address, program), ExitStack() as stack:
         yield Clients(address, stack), program
 
@@ -108,7 +121,7 @@ def workers(
 @pytest.mark.parametrize("topic", ["plain", "kept"])
 def test_what_is_said_on_one_worker_is_heard_on_all(tmp_path: Path, topic: str) -> None:
     with running(any_kind()) as server, workers(tmp_path, 3, url=server.url) as (clients, _):
-        everybody = clients.spread(topic, 3)
+        everybody = clients.one_each(topic, 3)
         for client in everybody.values():
             for number in range(20):
                 client.send(f"{number}")
@@ -133,7 +146,7 @@ def test_workers_of_a_preloaded_app_have_connections_of_their_own(tmp_path: Path
         server.client() as control,
         workers(*arguments, url=server.url, at_import=at_import) as (clients, _),
     ):
-        everybody = clients.spread("kept", 4)
+        everybody = clients.one_each("kept", 4)
         rounds = 25
         for number in range(rounds):
             for worker, client in everybody.items():
@@ -153,14 +166,10 @@ def test_a_worker_that_is_killed(tmp_path: Path) -> None:
     """The others miss nothing, and who was there leaves within seconds, each once."""
     with running(any_kind()) as server, workers(tmp_path, 3, url=server.url) as (clients, _):
         asks, worker = clients.join("kept", "asks")
-        here: dict[int, list[tuple[str, ClientConnection]]] = {worker: []}
-        names: list[str] = []
-        while len(here) < 3:
-            names.append(f"number{len(names)}")
-            client, pid = clients.join("kept", names[-1])
-            here.setdefault(pid, []).append((names[-1], client))
-        for name in ["asks", *names]:
-            assert receive(asks) == {"event": "join", "name": name}
+        here = clients.spread("kept", 3)
+        names = [name for each in here.values() for name, _ in each]
+        joined = [receive(asks) for _ in ("asks", *names)]
+        assert sorted(event["name"] for event in joined if event["event"] == "join") == sorted(["asks", *names])
         victim, survivor = [pid for pid in here if pid != worker]
         publisher = here[survivor][0][1]
         publisher.send("before")
@@ -188,8 +197,8 @@ def test_workers_that_stop_take_their_members_with_them(tmp_path: Path) -> None:
     """At once, by their own word, and not when their lease has run out."""
     with running(any_kind()) as server, server.client() as control:
         with workers(tmp_path, 2, url=server.url) as (clients, program):
-            clients.spread("plain", 2)
-            while control.hlen("geventws:{plain}:members") != 2:
+            here = clients.spread("plain", 2)
+            while control.hlen("geventws:{plain}:members") != sum(map(len, here.values())):
                 pass
             assert program.stop() == 0
         assert control.keys("*") == []

@@ -490,10 +490,6 @@ class Greenlets(Running):
         since = subscription.position
         return self.read_command(subscription.topic, b"" if since is None else str(since).encode(), b"+", done)
 
-    def connected(self, link: Link) -> None:
-        """Commands can be sent."""
-        self.attendance.connected()
-
     def lost(self, link: Link) -> None:
         """A server does not answer; in a cluster another one may have its slots."""
         if self.slots is None or self._looking:
@@ -612,7 +608,7 @@ class Greenlets(Running):
                 with gevent.Timeout(None if ends is None else max(ends - monotonic(), 0), TimeoutError("flush")):
                     if isinstance(result.get(), Exception):
                         raise ConnectionError("Redis is away")
-        if any(link.away for link in self.links.values()):
+        if any(link.refuses for link in self.links.values()):
             raise ConnectionError("Redis is away")
         if self.statistics.unsent + self.statistics.unconfirmed > lost:
             raise ConnectionError("Redis was lost, and messages with it")

@@ -27,7 +27,17 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from geventws.topics.redis_connections import FAILURES, Address, Connector, Refused, Slots, describe, load_scripts, pack
+from geventws.topics.redis_connections import (
+    FAILURES,
+    Address,
+    Connector,
+    Refused,
+    Slots,
+    current_process,
+    describe,
+    load_scripts,
+    pack,
+)
 from geventws.topics.redis_connections import reason as reason_of
 from geventws.topics.redis_subscriptions import Subscription
 from geventws.topics.statistics import Statistics
@@ -109,9 +119,6 @@ class Owner(Protocol):
     def history_command(self, subscription: Subscription, done: Callable[[Any], None]) -> Command:
         """The command that reads what a subscription lacks."""
 
-    def connected(self, link: Link) -> None:
-        """Commands can be sent."""
-
     def lost(self, link: Link) -> None:
         """The server does not answer, or refuses us; in a cluster another one may have its slots."""
 
@@ -137,7 +144,8 @@ class Link:
         self._statistics = owner.statistics
         self._greenlets: dict[Callable[[], None], gevent.Greenlet[..., Any]] = {}
         self._outage: Outage | None = None
-        self.ended = False
+        self._ended = False
+        self._process = current_process()
         self._refusal_logged = -60.0
         self._asking = False
 
@@ -146,8 +154,9 @@ class Link:
         self.waiting = 0
         #: Commands of which the reply is awaited.
         self.in_flight: list[Command] = []
-        #: Whether the server was lost, so that nothing is taken for it.
-        self.away = False
+        #: Whether commands can be sent, and whether the last attempt to have it so has failed.
+        self._connected = False
+        self._failed = False
         self._work = Event()
         self._room = Event()
 
@@ -166,9 +175,19 @@ class Link:
     # Commands.
 
     @property
+    def ended(self) -> bool:
+        """Whether this link is no more: it is closed, or its greenlets are in a fork of their process."""
+        return self._ended or self._process != current_process()
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the server is away, so that nothing is taken for it."""
+        return self._ended or (not self._connected and (self._failed or self._outage is not None))
+
+    @property
     def is_full(self) -> bool:
         """Whether who publishes has to wait."""
-        return self.waiting > MOST_WAITING and not self.away and not self.ended
+        return self.waiting > MOST_WAITING and not self.refuses
 
     @property
     def is_lost(self) -> bool:
@@ -188,7 +207,8 @@ class Link:
 
     def submit(self, command: Command) -> bool:
         """Takes a command; False if the server is away."""
-        if self.away or self.ended:
+        if self.refuses:
+            self._start(self._run_commands)
             return False
         self.outbox.append(command)
         self.waiting += command.size
@@ -199,7 +219,7 @@ class Link:
 
     def submit_first(self, commands: list[Command]) -> None:
         """Takes commands before all that wait."""
-        if self.away or self.ended:
+        if self.refuses:
             self._drop(commands)
             return
         self._start(self._run_commands)
@@ -220,12 +240,12 @@ class Link:
         return commands
 
     def _start(self, run: Callable[[], None]) -> None:
-        if run not in self._greenlets:
+        if not self.ended and run not in self._greenlets:
             self._greenlets[run] = gevent.spawn(run)
 
     def end(self) -> None:
         """Closes the connections; what waits is lost."""
-        self.ended = True
+        self._ended = True
         for greenlet in self._greenlets.values():
             if greenlet is not gevent.getcurrent():
                 greenlet.kill(block=False)
@@ -245,7 +265,9 @@ class Link:
                 # Nothing was on its way, and what waits is sent by the next connection if that is to be had now.
                 continue
             except Exception as error:
-                self.away = True
+                if self.ended:
+                    return
+                self._connected, self._failed = False, True
                 self._drop_all(error)
                 self._lost(error)
             finally:
@@ -267,12 +289,11 @@ class Link:
         return connection
 
     def _commands_connected(self) -> None:
-        self.away = False
+        self._connected, self._failed = True, False
         if self._outage is not None:
             self._statistics.reconnects += 1
         for subscription in list(self.behind):
             self.read_history(subscription)
-        self._owner.connected(self)
         self._look_whether_over()
 
     def _work_off(self, connection: Any) -> None:
@@ -436,6 +457,8 @@ class Link:
                 self._subscriber_connected(connection)
                 self._read(connection)
             except Exception as error:
+                if self.ended:
+                    return
                 self._subscriber = None
                 # The other connection may be lost too.
                 self._work.set()
@@ -624,8 +647,6 @@ class Link:
     # What the operator is told.
 
     def _lost(self, error: BaseException) -> None:
-        if self.ended:
-            return
         if not isinstance(error, FAILURES):
             log.error("the link to Redis at %s failed", describe(self.address), exc_info=error)
         if self._outage is None:
@@ -639,7 +660,7 @@ class Link:
 
     def _look_whether_over(self) -> None:
         outage = self._outage
-        if outage is None or self.away or (self.wanted and self._subscriber is None):
+        if outage is None or self._failed or (self.wanted and self._subscriber is None):
             return
         if self.changed or self.expected or self.behind:
             return

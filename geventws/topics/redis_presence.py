@@ -15,10 +15,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import gevent
+from gevent.event import Event
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from geventws.topics.nouns import Member
+from geventws.topics.redis_connections import current_process
 from geventws.topics.redis_links import Command
 from geventws.topics.redis_scripts import CLEAN, HEARTBEAT, JOIN, LEASE, LEAVE, RELEASE, Script
 from geventws.topics.wire import Names, Topic
@@ -72,6 +74,7 @@ class Attendance:
         self._unsure = False
         self._has_lease = False
         self._greenlet: gevent.Greenlet[..., Any] | None = None
+        self._wake = Event()
 
     @property
     def lease(self) -> str:
@@ -89,6 +92,7 @@ class Attendance:
         self.watch()
         if not self._has_lease:
             # All members are registered together with the lease.
+            self._wake.set()
             return
         self._register(topic, [member])
 
@@ -112,9 +116,6 @@ class Attendance:
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._run)
 
-    def connected(self) -> None:
-        """Commands can be sent again."""
-
     def end(self) -> None:
         """Ends the heartbeat."""
         if self._greenlet is not None:
@@ -129,7 +130,8 @@ class Attendance:
             self._clean(self.lease)
 
     def _run(self) -> None:
-        while True:
+        process = current_process()
+        while process == current_process():
             try:
                 self._beat()
             except RedisError:
@@ -137,7 +139,8 @@ class Attendance:
                 pass
             except Exception:
                 log.exception("the members of topics can't be kept up to date")
-            gevent.sleep(HEARTBEAT_SECONDS)
+            self._wake.wait(HEARTBEAT_SECONDS)
+            self._wake.clear()
 
     def _beat(self) -> None:
         if self._members and not self._has_lease:

@@ -15,8 +15,7 @@ class Script:
         self.hash = sha1(self.text).hexdigest().encode()
 
 
-# `epoch` makes a new history, whose last ID is then <epoch>-0. Lua's numbers hold microseconds until the year 2255, but
-# print them in scientific notation.
+# Lua prints such numbers as an epoch in scientific notation, so they stay text.
 _HISTORY = """
 local function last_id(stream)
   local info = redis.call('XINFO', 'STREAM', stream)
