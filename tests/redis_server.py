@@ -84,39 +84,30 @@ def free_port() -> int:
 class RedisServer:
     """A server with an empty data set, which nothing is written of to the disk."""
 
-    def __init__(self, kind: str, *options: str, password: str | None = None, tls: Any = None) -> None:
+    def __init__(self, kind: str, *options: str, password: str | None = None) -> None:
         self.kind = kind
         self.port = free_port()
         self.directory = tempfile.mkdtemp(prefix="geventws-redis-")
         self.path = os.path.join(self.directory, "socket")
         self.password = password
         self.options = list(options)
-        self.tls_files: tuple[str, str] | None = None
-        if tls is not None:
-            certificate = os.path.join(self.directory, "server.pem")
-            tls.private_key_and_cert_chain_pem.write_to_path(certificate)
-            self.tls_files = (certificate, certificate)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """The URL for clients."""
         user = f":{self.password}@" if self.password else ""
-        return f"{'rediss' if self.tls_files else 'redis'}://{user}127.0.0.1:{self.port}/0"
+        return f"redis://{user}127.0.0.1:{self.port}/0"
 
     def start(self) -> RedisServer:
         """Starts it, empty, and waits until it answers."""
-        port = ["--port", str(self.port)]
-        if self.tls_files:
-            port = ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
-            port += ["--tls-cert-file", self.tls_files[0], "--tls-key-file", self.tls_files[1]]
-        password = ["--requirepass", self.password] if self.password else []
+        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--unixsocket", self.path, "--dir", self.directory]
+        options += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
+        if self.password:
+            options += ["--requirepass", self.password]
         with open(os.path.join(self.directory, "log"), "ab") as log:
             self.process = subprocess.Popen(
-                [
-                    *(SERVERS[self.kind], "--bind", "127.0.0.1", *port, "--unixsocket", self.path, *password),
-                    *("--dir", self.directory, "--save", "", "--appendonly", "no", "--daemonize", "no", *self.options),
-                ],
+                [SERVERS[self.kind], *options, *self.options],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -199,3 +190,36 @@ def cluster(kind: str, count: int = 3) -> Iterator[list[RedisServer]]:
     finally:
         for server in servers:
             server.close()
+
+
+@contextmanager
+def behind_tls(server: RedisServer, certificate: Any) -> Iterator[int]:
+    """A port on which a server is reached under TLS, for those in wheels are built without it; in a patched process."""
+    import ssl
+
+    import gevent
+    from gevent.server import StreamServer
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+
+    def pass_on(source: Any, target: Any) -> None:
+        try:
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def handle(client: Any, address: Any) -> None:
+        with socket.create_connection(("127.0.0.1", server.port)) as backend:
+            back = gevent.spawn(pass_on, backend, client)
+            pass_on(client, backend)
+            back.join()
+
+    front = StreamServer(("127.0.0.1", 0), handle, ssl_context=context)
+    front.start()
+    try:
+        yield front.server_port
+    finally:
+        front.stop(timeout=1)

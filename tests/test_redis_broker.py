@@ -627,25 +627,19 @@ def test_a_user_with_few_rights() -> None:
             assert "refuses messages" in log[0]
 
 
-@on_each_kind
 @patched
-def test_tls(kind: str) -> None:
+def test_tls() -> None:
     trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
-    try:
-        server = RedisServer(kind, tls=authority.issue_cert("127.0.0.1", "localhost")).start()
-    except RuntimeError as error:
-        pytest.skip(f"this {kind} has no TLS: {str(error)[-100:]}")
-    try:
+    server = shared_server(any_kind())
+    with redis_server.behind_tls(server, authority.issue_cert("127.0.0.1", "localhost")) as port:
         path = os.path.join(server.directory, "ca.pem")
         authority.cert_pem.write_to_path(path)
-        heard(f"rediss://localhost:{server.port}/0?ssl_ca_certs={path}")
-        heard(f"valkeys://127.0.0.1:{server.port}?ssl_ca_certs={path}")
-        with brokers(server.url) as (broker, _), logged() as log:
+        heard(f"rediss://localhost:{port}/0?ssl_ca_certs={path}")
+        heard(f"valkeys://127.0.0.1:{port}?ssl_ca_certs={path}")
+        with brokers(f"rediss://127.0.0.1:{port}") as (broker, _), logged() as log:
             assert broker.subscribe("x") is None
             assert "certificate verify failed" in log[0].lower()
-    finally:
-        server.close()
 
 
 @patched
@@ -1114,12 +1108,15 @@ def test_a_cluster() -> None:
                 assert other.publish(topic, 1, b"50")
             wait_until(lambda: len(receiver.messages) == before + len(topics) - len(gone))
             servers[2].start()
+            with servers[2].client() as client:
+                wait_until(lambda: client.cluster("INFO")["cluster_state"] == "ok")
             wait_until(lambda: broker.available and other.available)
             for topic in gone:
                 assert other.publish(topic, 1, b"51")
             wait_until(lambda: len(receiver.messages) == before + len(topics))
             assert {topic for topic, _ in receiver.gaps} == gone
-            assert len([line for line in log if "is lost" in line]) == 2
+            # The other one may have been idle.
+            assert len([line for line in log if "is lost" in line]) in (1, 2), log
         with brokers(servers[2].url) as (broker, receiver):
             move_a_slot(servers, broker, receiver)
 
@@ -1153,7 +1150,7 @@ def move_a_slot(servers: list[RedisServer], broker: Any, receiver: Recorder) -> 
     wait_until(lambda: receiver.messages and receiver.messages[-1][2] == b"999")
     assert broker._running.slots.node(slot)[1] == servers[target].port
     # Those of a history are read again; nobody has missed any.
-    assert numbers(receiver.payloads("h1000")) == list(range(1000))
+    assert numbers(receiver.payloads("h1000")) == list(range(1000)), (broker.statistics, receiver.gaps)
     assert broker.statistics.lost == 0
     for client in clients:
         client.close()

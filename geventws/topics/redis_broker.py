@@ -453,6 +453,9 @@ class Greenlets(Running):
         for link in gone:
             del self.links[link.address]
         for link in old.values():
+            for later in {self.link(command.slot) for command in link.in_flight}:
+                if later is not link:
+                    later.come_behind(link)
             commands = link.take_outbox()
             for command in commands:
                 if first and command.arguments[0] == b"PUBLISH":

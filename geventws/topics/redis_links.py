@@ -29,6 +29,7 @@ from redis.exceptions import (
 
 from geventws.topics.redis_connections import (
     FAILURES,
+    TIMEOUT,
     Address,
     Connector,
     Refused,
@@ -61,6 +62,10 @@ FIRST_DELAY, LONGEST_DELAY = 0.05, 1.0
 #: Seconds of taking in messages at a stretch, messages after which the clock is looked at, and a sleep that lets the
 #: hub look at its sockets.
 SLICE_SECONDS, MESSAGES_BETWEEN_LOOKS, A_MOMENT = 0.005, 64, 1e-6
+#: What a node says of a slot that it does not have, or not yet, or no more.
+ELSEWHERE = (MovedError, AskError, TryAgainError, ClusterDownError)
+#: How often a cluster is asked again that is moving a slot or choosing a primary, each time after `FIRST_DELAY`.
+CLUSTER_ATTEMPTS = 40
 #: Subscriptions that are sent at a time.
 SUBSCRIBED_AT_ONCE = 1000
 
@@ -158,6 +163,11 @@ class Link:
         self._connected = False
         self._failed = False
         self._work = Event()
+        #: Set while no command is on its way.
+        self._settled = Event()
+        self._settled.set()
+        #: Links that had some of this one's slots: what they have on its way goes before.
+        self._predecessors: list[Link] = []
         self._room = Event()
 
         self.wanted: dict[bytes, Subscription] = {}
@@ -226,6 +236,10 @@ class Link:
         self.outbox.extendleft(reversed(commands))
         self.waiting += sum(command.size for command in commands)
         self._work.set()
+
+    def come_behind(self, link: Link) -> None:
+        """Sends nothing until ``link`` has settled what is on its way to a node that has lost slots to this one's."""
+        self._predecessors.append(link)
 
     def refuse(self, commands: list[Command]) -> None:
         """Drops commands that were not taken."""
@@ -308,6 +322,8 @@ class Link:
                     used = monotonic()
                 if not self.outbox:
                     continue
+            while self._predecessors:
+                self._predecessors.pop()._settled.wait(TIMEOUT)
             self._exchange(connection, self._next_batch())
             used = monotonic()
 
@@ -323,6 +339,7 @@ class Link:
         if self.waiting <= MOST_WAITING:
             self._room.set()
         self.in_flight = batch
+        self._settled.clear()
         return batch
 
     def _exchange(self, connection: Any, batch: list[Command]) -> None:
@@ -330,7 +347,8 @@ class Link:
         read = connection.read_response
         replies: list[tuple[Command, Any]] = []
         refused: list[tuple[Command, ResponseError]] = []
-        done = 0
+        failure: Exception | None = None
+        answered = 0
         try:
             for command in batch:
                 try:
@@ -340,14 +358,22 @@ class Link:
                 else:
                     if command.done is not None:
                         replies.append((command, reply))
-                done += 1
-        finally:
-            # If this fails, the rest may have been done.
-            self.in_flight = batch[done:]
-            for command, reply in replies:
-                command.done(reply)  # type: ignore[misc]
-            if refused:
-                self._take_refusals(connection, refused)
+                answered += 1
+        except Exception as error:
+            failure = error
+        # What is left may have been done.
+        self.in_flight = batch[answered:] + [command for command, _ in refused]
+        for command, reply in replies:
+            command.done(reply)  # type: ignore[misc]
+        if failure is not None:
+            self.in_flight = batch[answered:]
+            for command, refusal in refused:
+                self._refuse(command, refusal)
+            raise failure
+        if refused:
+            self._take_refusals(connection, refused)
+        self.in_flight = []
+        self._settled.set()
 
     def _take_refusals(self, connection: Any, refused: list[tuple[Command, ResponseError]]) -> None:
         again: list[Command] = []
@@ -356,7 +382,7 @@ class Link:
             command.attempts += 1
             if isinstance(error, ReadOnlyError):
                 lost = error
-            if command.attempts <= 16 and isinstance(error, (MovedError, AskError, TryAgainError, ClusterDownError)):
+            if command.attempts <= CLUSTER_ATTEMPTS and isinstance(error, ELSEWHERE):
                 moved = error
                 again.append(command)
             elif command.attempts <= 3 and isinstance(error, NoScriptError):
@@ -376,7 +402,6 @@ class Link:
                     self._owner.use_slots(self._connector.slots(connection, self.address))
                 except ResponseError:
                     pass
-            self.in_flight = []
             self._owner.send_again(again)
         if lost is not None:
             raise ConnectionError(str(lost))
@@ -408,6 +433,7 @@ class Link:
 
     def _drop_all(self, error: BaseException) -> None:
         in_flight, self.in_flight = self.in_flight, []
+        self._settled.set()
         waiting = self.take_outbox()
         self._drop(in_flight, error, sent=True)
         self._drop(waiting, error)
@@ -586,7 +612,7 @@ class Link:
         self.sent.discard(channel)
         if subscription is None:
             return
-        if isinstance(error, (MovedError, AskError, TryAgainError, ClusterDownError)):
+        if isinstance(error, ELSEWHERE):
             subscription.requested = False
             subscription.give_up()
             self._ask_for_slots()
