@@ -240,7 +240,7 @@ class Running:
         self, script: Script, slot: int, keys: tuple[bytes, ...], arguments: tuple[bytes, ...], done: Any = None
     ) -> Command:
         """A command that runs a script."""
-        return Command(slot, (b"EVALSHA", script.hash, len(keys), *keys, *arguments), 0, None, done)
+        return Command(slot, (b"EVALSHA", script.hash, b"%d" % len(keys), *keys, *arguments), 0, None, done)
 
     def publication(self, topic: Topic, opcode: int, payload: bytes) -> Command:
         """The command that publishes a message."""
@@ -253,10 +253,10 @@ class Running:
             (
                 b"EVALSHA",
                 PUBLISH.hash,
-                2,
+                b"2",
                 topic.stream,
                 topic.channel,
-                topic.history,
+                b"%d" % topic.history,
                 self._history_milliseconds,
                 kind_of(opcode),
                 payload,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -16,8 +16,9 @@ from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissi
 
 from geventws.peer_log import escape, shorten
 from geventws.topics.redis_scripts import SCRIPTS
+from geventws.topics.wire import encode_commands
 
-__all__ = ["FAILURES", "Address", "Connector", "Refused", "Slots", "current_process", "describe", "pack"]
+__all__ = ["FAILURES", "Address", "Connector", "Refused", "Slots", "current_process", "describe", "send"]
 
 #: Seconds that connecting and the answer to a command may take.
 TIMEOUT = 5.0
@@ -212,19 +213,14 @@ def _greeting(connection: Any) -> Greeting:
 
 def load_scripts(connection: Any) -> None:
     """Gives the server the scripts, which it forgets when it restarts."""
-    connection.send_packed_command(
-        [pack(connection, [("SCRIPT", "LOAD", script.text) for script in SCRIPTS])], check_health=False
-    )
+    send(connection, [(b"SCRIPT", b"LOAD", script.text) for script in SCRIPTS])
     for _ in SCRIPTS:
         connection.read_response()
 
 
-def pack(connection: Any, commands: list[tuple[Any, ...]]) -> bytes:
-    """Commands in one piece, as they go over the connection."""
-    pack_command: Callable[..., list[bytes]] = connection.pack_command
-    if len(commands) == 1:
-        return b"".join(pack_command(*commands[0]))
-    return b"".join([part for command in commands for part in pack_command(*command)])
+def send(connection: Any, commands: Iterable[tuple[bytes, ...]]) -> None:
+    """Sends commands in one piece."""
+    connection.send_packed_command([encode_commands(commands)], check_health=False)
 
 
 def describe(address: Address) -> str:

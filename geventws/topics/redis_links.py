@@ -37,7 +37,7 @@ from geventws.topics.redis_connections import (
     current_process,
     describe,
     load_scripts,
-    pack,
+    send,
 )
 from geventws.topics.redis_connections import reason as reason_of
 from geventws.topics.redis_subscriptions import Subscription
@@ -90,7 +90,7 @@ class Command:
     def __init__(
         self,
         slot: int,
-        arguments: tuple[Any, ...],
+        arguments: tuple[bytes, ...],
         size: int,
         publication: Publication | None = None,
         done: Callable[[Any], None] | None = None,
@@ -343,7 +343,7 @@ class Link:
         return batch
 
     def _exchange(self, connection: Any, batch: list[Command]) -> None:
-        connection.send_packed_command([pack(connection, [command.arguments for command in batch])], check_health=False)
+        send(connection, [command.arguments for command in batch])
         read = connection.read_response
         replies: list[tuple[Command, Any]] = []
         refused: list[tuple[Command, ResponseError]] = []
@@ -517,7 +517,7 @@ class Link:
                 if not commands:
                     break
                 try:
-                    connection.send_packed_command([pack(connection, commands)], check_health=False)
+                    send(connection, commands)
                 except FAILURES as error:
                     # The greenlet that reads finds out, and makes another.
                     log.debug("Redis at %s: %s", describe(self.address), error)

@@ -18,6 +18,10 @@ class Script:
 # Lua prints such numbers as an epoch in scientific notation, so they stay text.
 _HISTORY = """
 local function last_id(stream)
+  -- Half the time of XINFO, but it tells nothing of a history without messages.
+  local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+  if last[1] then return last[1][1] end
+  if redis.call('EXISTS', stream) == 0 then return nil end
   local info = redis.call('XINFO', 'STREAM', stream)
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then return info[i + 1] end
@@ -33,12 +37,8 @@ end
 PUBLISH = Script(
     _HISTORY
     + """
-local id
-if redis.call('EXISTS', KEYS[1]) == 1 then
-  id = string.match(last_id(KEYS[1]), '^%d+') .. '-*'
-else
-  id = new_epoch() .. '-1'
-end
+local last = last_id(KEYS[1])
+local id = last and string.match(last, '^%d+') .. '-*' or new_epoch() .. '-1'
 id = redis.call('XADD', KEYS[1], 'MAXLEN', '=', ARGV[1], id, 'k', ARGV[3], 'p', ARGV[4])
 if ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 redis.call(ARGV[5], KEYS[2], '\\1' .. ARGV[3] .. id .. ' ' .. ARGV[4])
@@ -51,13 +51,13 @@ return id
 READ = Script(
     _HISTORY
     + """
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  local id = new_epoch() .. '-0'
-  redis.call('XADD', KEYS[1], id, 'k', '')
-  redis.call('XDEL', KEYS[1], id)
+local last = last_id(KEYS[1])
+if not last then
+  last = new_epoch() .. '-0'
+  redis.call('XADD', KEYS[1], last, 'k', '')
+  redis.call('XDEL', KEYS[1], last)
   if ARGV[3] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 end
-local last = last_id(KEYS[1])
 if ARGV[1] == '' then return {last, {}} end
 return {last, redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], ARGV[2])}
 """

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from geventws.topics.nouns import Member, Position
@@ -31,6 +31,7 @@ __all__ = [
     "decode",
     "decode_entry",
     "decode_position",
+    "encode_commands",
     "encode_plain",
     "encode_presence",
     "is_text",
@@ -146,6 +147,24 @@ class PresenceChange(NamedTuple):
 
     event: Literal["join", "leave"]
     member: Member
+
+
+#: A command with so many arguments, in RESP.
+_COMMANDS = [b"*%d\r\n" % count + b"$%d\r\n%b\r\n" * count for count in range(16)]
+
+
+def encode_commands(commands: Iterable[tuple[bytes, ...]]) -> bytes:
+    """Commands as they go to the server, one behind the other.
+
+    redis-py can do that too, but takes five times as long.
+    """
+    parts = []
+    for command in commands:
+        values: list[Any] = []
+        for argument in command:
+            values += (len(argument), argument)
+        parts.append(_COMMANDS[len(command)] % tuple(values))
+    return b"".join(parts)
 
 
 def kind_of(opcode: int) -> bytes:
