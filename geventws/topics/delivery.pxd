@@ -28,9 +28,8 @@ cdef class Deliverer:
     cdef list deliveries, offered, flushing
     cdef Py_ssize_t position, stop
     cdef double ends
-    cdef bint called
+    cdef bint called, running
 
-    @cython.locals(first=cython.bint)
     cpdef begin(self, Delivery delivery)
     cpdef run(self)
     cdef _run_later(self)

@@ -98,17 +98,19 @@ class Deliverer:
         self.position = self.stop = 0
         #: When the slice ends; 0 before the clock was looked at.
         self.ends = 0.0
-        #: Whether the hub is going to call `run`.
+        #: Whether the hub is going to call `run`, and whether it does so now.
         self.called = False
+        self.running = False
         self.timer: Any = None
 
     def begin(self, delivery: Delivery) -> None:
         """Begins a delivery when those before it are done, which is most often now."""
         self.deliveries.append(delivery)
-        # One that is begun already may be on this very stack: whose session ends in it may have that told to others.
-        first = len(self.deliveries) == 1
+        # What runs already may be on this very stack: that a session ends in it may be told to others.
+        if self.running:
+            return
         try:
-            if first:
+            if len(self.deliveries) == 1:
                 self.ends = 0.0
                 self._offer()
         finally:
@@ -121,11 +123,13 @@ class Deliverer:
     def run(self) -> None:
         """The hub's callback: works for a slice."""
         self.called = False
+        self.running = True
         try:
             self.ends = monotonic() + SLICE_SECONDS
             self._flush()
             self._offer()
         finally:
+            self.running = False
             # A signal's exception ends the call, not the turns of the rest.
             if self.deliveries or self.offered or self.position < self.stop:
                 self._run_later()
