@@ -19,6 +19,7 @@ SOURCES = {
     "geventws.pinger": "geventws/pinger.py",
     "geventws.session": "geventws/session.py",
     "geventws.topics.audience": "geventws/topics/audience.py",
+    "geventws.topics.prefetching": "geventws/topics/prefetching.pyx",
     "geventws.topics.delivery": "geventws/topics/delivery.py",
     "geventws.topics.broadcasting": "geventws/topics/broadcasting.py",
 }

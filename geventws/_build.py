@@ -31,6 +31,7 @@ COMPILED_MODULES = (
     "geventws.pinger",
     "geventws.session",
     "geventws.topics.audience",
+    "geventws.topics.prefetching",
     "geventws.topics.delivery",
     "geventws.topics.broadcasting",
 )

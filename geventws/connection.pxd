@@ -6,7 +6,7 @@ from geventws.protocol.codec cimport Reader
 from geventws.protocol.shared cimport SharedFrame, SharedMessage
 from geventws.schedule cimport Entry, Schedule
 from geventws.switching cimport current, switch
-from geventws.transport cimport Transport, monotonic
+from geventws.transport cimport Transport, fork_count, monotonic
 
 
 cdef int CONNECTING, OPEN, CLOSING, CLOSED
@@ -17,16 +17,22 @@ cdef double TURN_SECONDS, SLICE_SECONDS
 
 
 cdef class Connection:
-    cdef public object settings, timeout, max_frame_size, close_reason, session, subscriptions
-    cdef readonly bint raw, client, masking, close_sent, paused, failed
-    cdef public bint alive, awaits_flush
+    # What a delivery looks at comes first, side by side.
     cdef readonly int state
+    cdef int forks
+    cdef readonly bint close_sent, masking
+    cdef public bint awaits_flush
     cdef readonly Py_ssize_t write_limit
     cdef readonly Buffer output
-    cdef readonly Reader reader
     cdef readonly Transport transport
     cdef readonly tuple encoders
-    cdef readonly object hub, read_watcher, write_watcher, receiver
+    cdef object fragmenting
+    cdef readonly object write_watcher, hub
+    cdef public object settings, timeout, max_frame_size, close_reason, session, subscriptions
+    cdef readonly bint raw, client, paused, failed
+    cdef public bint alive
+    cdef readonly Reader reader
+    cdef readonly object read_watcher, receiver
     cdef readonly bint input_over
     cdef bytearray shared
     cdef Arrivals arrivals
@@ -35,9 +41,9 @@ cdef class Connection:
     cdef bytes held
     cdef bint gathering, resting, discarding, ended, in_hub
     cdef double turn_ends, message_timeout, message_since, paused_since
-    cdef object drained, gone, fragmenting, postponed, slice_timer
+    cdef object drained, gone, postponed, slice_timer
     cdef long long sent_before, sent_before_close, taken, ahead_of_ping
-    cdef long queued_before, queued_before_close
+    cdef long long queued_before, queued_before_close
     cdef Py_ssize_t message_begun, postponed_size
     cdef object __weakref__
 
@@ -71,11 +77,13 @@ cdef class Connection:
     cpdef send_fragment(self, int opcode, payload, bint fin)
     @cython.locals(first=int)
     cdef _append_encoded(self, int opcode, payload, bint fin)
-    cpdef int offer(self, SharedMessage message) except -1
+    @cython.locals(output=Buffer)
+    cdef int offer(self, SharedMessage message, bytes frame, int forks) except -1
     cdef int _postpone(self, SharedMessage message) except -1
     @cython.locals(frame=SharedFrame)
     cdef _append_shared(self, SharedMessage message)
-    cpdef flush_offered(self)
+    @cython.locals(transport=Transport)
+    cdef int flush_offered(self, int forks) except -1
     cdef _wait_turn(self)
     @cython.locals(done=cython.bint)
     cpdef flush(self)

@@ -34,7 +34,7 @@ from geventws.schedule import Entry, Schedule
 from geventws.settings import Settings
 from geventws.spare_memory import SpareMemory
 from geventws.switching import current, switch
-from geventws.transport import Transport, monotonic
+from geventws.transport import Transport, fork_count, monotonic
 
 if TYPE_CHECKING:
     from geventws.protocol.extensions import ExtensionSession
@@ -111,6 +111,8 @@ class Connection:
         #: Whether anything moved since a pinger looked last.
         self.alive = True
         self.hub: Any = None
+        #: The process's `fork_count` when it was opened: in a fork the connection is left alone.
+        self.forks = 0
         self.shared: bytearray = None  # type: ignore[assignment]
         self.arrivals: Arrivals = None  # type: ignore[assignment]
         self.schedule: Schedule = None  # type: ignore[assignment]
@@ -165,6 +167,7 @@ class Connection:
         self.transport = transport
         self.encoders = tuple(extensions)
         self.hub = get_hub()
+        self.forks = fork_count()
         common = self.hub.__dict__.get("geventws_common")
         if common is None:
             common = self.hub.geventws_common = (bytearray(INPUT_SIZE), Arrivals(self.hub), Schedule.of_hub(self.hub))
@@ -565,18 +568,23 @@ class Connection:
             frame = extension.encode(frame)
         self._append((0x80 if frame.fin else 0) | frame.rsv << 4 | frame.opcode, frame.payload)
 
-    def offer(self, message: SharedMessage) -> int:
+    def offer(self, message: SharedMessage, frame: bytes | None, forks: int) -> int:
         """Puts a message for many sessions into the output; never blocks or flushes.
 
-        Gives TAKEN, or CLOSES or LAGS for a message that is left out. Raises what an extension raises.
+        ``frame`` is its plain frame, None where each session has to make one; ``forks`` is `fork_count`. Gives TAKEN, or
+        CLOSES or LAGS for a message that is left out. Raises what an extension raises.
         """
-        if self.state != OPEN or self.close_sent or self.transport.inherited():
+        if self.state != OPEN or self.close_sent or self.forks != forks:
             return CLOSES
-        if self.write_limit and self.output.length() > self.write_limit:
+        output = self.output
+        if self.write_limit and output.length() > self.write_limit:
             return LAGS
         if self.fragmenting is not None:
             return self._postpone(message)
-        self._append_shared(message)
+        if frame is None or self.encoders or self.masking:
+            self._append_shared(message)
+        else:
+            output.append_shared(frame)
         return TAKEN
 
     def _postpone(self, message: SharedMessage) -> int:
@@ -604,11 +612,19 @@ class Connection:
         else:
             self.output.append_shared(frame.whole)
 
-    def flush_offered(self) -> None:
-        """Flushes what was offered to this connection."""
+    def flush_offered(self, forks: int) -> int:
+        """Flushes what was offered to this connection; raises ``OSError`` for one that is lost."""
         self.awaits_flush = False
-        if self.state != CLOSED:
-            self.flush()
+        if self.write_watcher is not None or self.state == CLOSED:
+            return 0
+        transport = self.transport
+        if self.forks != forks:
+            self._abandon()
+        elif not transport.send(self.output):
+            self._wait_to_write()
+        elif self.state == CLOSING:
+            self._flushed()
+        return 0
 
     def ping(self, payload: bytes) -> None:
         """Sends a ping without ever blocking, for the schedule's greenlet serves all sessions."""

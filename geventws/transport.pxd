@@ -2,11 +2,11 @@ from geventws.protocol.buffer cimport Buffer
 
 
 cdef class Transport:
-    cdef readonly object socket
     cdef readonly int descriptor
-    cdef public bint keeps_input, encrypted, receiving_waits_to_write, sending_waits_to_read
-    cdef public long long received, sent
     cdef int forks
+    cdef public bint keeps_input, encrypted, receiving_waits_to_write, sending_waits_to_read
+    cdef public long long sent, received
+    cdef readonly object socket
     cpdef bint inherited(self) noexcept
     cpdef Py_ssize_t receive(self, bytearray target) except -2
     cpdef Py_ssize_t receive_into(self, Buffer target, Py_ssize_t most) except -2
@@ -17,4 +17,5 @@ cdef class Transport:
     cpdef close(self)
 
 
+cpdef int fork_count() noexcept
 cpdef double monotonic() noexcept

@@ -15,7 +15,7 @@ from typing import Any
 
 from geventws.protocol.buffer import Buffer
 
-__all__ = ["Transport", "monotonic"]
+__all__ = ["Transport", "fork_count", "monotonic"]
 
 
 _forks = 0
@@ -34,6 +34,11 @@ def _in_parent() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child, after_in_parent=_in_parent)
+
+
+def fork_count() -> int:
+    """How many forks lie between this process and the one that imported this module."""
+    return _forks
 
 
 class Transport:

@@ -64,6 +64,10 @@ def _in_parent():
 os.register_at_fork(after_in_child=_in_child, after_in_parent=_in_parent)
 
 
+cpdef int fork_count() noexcept:
+    return _forks
+
+
 cdef class Transport:
     def __init__(self, socket):
         self.socket = socket
@@ -107,6 +111,26 @@ cdef class Transport:
         cdef int count = 0
         cdef Py_ssize_t before = source.end - source.start
         if source.body is not None:
+            if before == 0:
+                # Most often a frame that many share, of which the socket takes all.
+                written = send(
+                    self.descriptor,
+                    PyBytes_AS_STRING(source.body) + source.body_start,
+                    PyBytes_GET_SIZE(source.body) - source.body_start,
+                    0,
+                )
+                if written == PyBytes_GET_SIZE(source.body) - source.body_start:
+                    self.sent += written
+                    source.body = None
+                    return True
+                if written >= 0:
+                    self.sent += written
+                    source.body_start += written
+                    return False
+                if errno == EAGAIN:
+                    return False
+                if errno != EINTR:
+                    PyErr_SetFromErrno(OSError)
             before = source.mark - source.start
         if before:
             parts[0].iov_base = source._data() + source.start

@@ -49,6 +49,7 @@ ROOMS = [
     "call",
     "routing",
     # Many sessions.
+    "topics.prefetching",
     "topics.delivery",
     "topics.broadcasting",
     "topics.audience",

@@ -2,9 +2,9 @@ from cpython.object cimport PyObject
 
 
 cdef class Buffer:
-    cdef PyObject* store
-    cdef Py_ssize_t start, end, capacity, mark, body_start
     cdef bytes body
+    cdef Py_ssize_t start, end, body_start, mark, capacity
+    cdef PyObject* store
     cdef bint ascii
     cdef inline char* _data(self) noexcept
     cdef int reserve(self, Py_ssize_t extra) except -1
@@ -13,7 +13,7 @@ cdef class Buffer:
     cpdef append(self, data)
     cpdef append_frame(self, int first, payload, bint masked=*)
     cpdef append_body(self, bytes payload)
-    cpdef append_shared(self, bytes frame)
+    cdef int append_shared(self, bytes frame) except -1
     cpdef expect(self, Py_ssize_t count)
     cpdef append_header(self, int first, Py_ssize_t length)
     cpdef append_unmasked(self, bytearray data, Py_ssize_t start, Py_ssize_t end, unsigned int key, Py_ssize_t offset)

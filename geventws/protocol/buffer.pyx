@@ -168,13 +168,13 @@ cdef class Buffer:
         self.body_start = 0
         self.mark = self.end
 
-    cpdef append_shared(self, bytes frame):
+    cdef int append_shared(self, bytes frame) except -1:
         if self.body is None and self.end == self.start:
             self.body = frame
             self.body_start = 0
             self.mark = self.end
-        else:
-            self.append_memory(PyBytes_AS_STRING(<PyObject*> frame), PyBytes_GET_SIZE(frame))
+            return 0
+        return self.append_memory(PyBytes_AS_STRING(<PyObject*> frame), PyBytes_GET_SIZE(frame))
 
     cpdef expect(self, Py_ssize_t count):
         self.reserve(count)

@@ -2,7 +2,8 @@ cimport cython
 
 from geventws.connection cimport Connection
 from geventws.protocol.shared cimport SharedMessage
-from geventws.transport cimport monotonic
+from geventws.topics.prefetching cimport prefetch
+from geventws.transport cimport fork_count, monotonic
 
 
 cdef int SMALL_SIZE, CONNECTIONS_BETWEEN_LOOKS, TAKEN, LAGS
@@ -39,11 +40,12 @@ cdef class Deliverer:
     cdef _offer(self)
     @cython.locals(
         connections=list, message=SharedMessage, excluded=Connection, connection=Connection, small=cython.bint,
-        between=Py_ssize_t, size=Py_ssize_t, result=int,
+        between=Py_ssize_t, size=Py_ssize_t, result=int, forks=int,
+        frame=bytes,
     )
     cdef _offer_one(self, Delivery delivery)
     cdef _flush(self)
-    @cython.locals(connections=list, stop=Py_ssize_t, connection=Connection)
+    @cython.locals(connections=list, stop=Py_ssize_t, connection=Connection, forks=int)
     cdef _flush_some(self)
 
 

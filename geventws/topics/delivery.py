@@ -16,9 +16,10 @@ from gevent.event import Event
 from geventws.connection import Connection
 from geventws.frames import CloseCode, CloseReason
 from geventws.protocol.shared import SharedMessage
-from geventws.transport import monotonic
+from geventws.topics.prefetching import prefetch
+from geventws.transport import fork_count, monotonic
 
-__all__ = ["Delivery", "SharedMessage", "deliver"]
+__all__ = ["Delivery", "deliver"]
 
 #: Messages up to this size wait in the outputs for the hub's turn; beyond it they would take much memory there.
 SMALL_SIZE = 4 * 1024
@@ -167,39 +168,41 @@ class Deliverer:
                     delivery.end()
 
     def _offer_one(self, delivery: Delivery) -> None:
+        """Offers the message of ``delivery`` until the slice is over."""
         connections, message, excluded = delivery.connections, delivery.message, delivery.excluded
         small = len(message.payload) <= SMALL_SIZE
         # A large message may take long at each connection, a small one only where many compress it.
         between = CONNECTIONS_BETWEEN_LOOKS if small else 1
         size = len(connections)
+        forks = fork_count()
+        frame = message.plain().whole if small else None
         while delivery.position < size:
-            connection = connections[delivery.position]
-            # Now: this goes on in another call where what is called here comes to wait.
-            delivery.position += 1
-            if connection is excluded:
-                continue
             try:
-                result = connection.offer(message)
-                if result == LAGS and connection.write_watcher is None:
-                    # What waits may be this turn's own messages, which the peer had no chance to take yet.
-                    connection.flush_offered()
-                    result = connection.offer(message)
-                if result == TAKEN:
-                    delivery.taken += 1
-                    if small:
-                        connection.awaits_flush = True
-                    else:
-                        connection.flush_offered()
-                elif result == LAGS:
-                    delivery.lagging += 1
-                    if delivery.closes:
-                        connection.start_close(
-                            CloseReason(CloseCode.TRY_AGAIN_LATER, "too slow for what is sent to all")
-                        )
+                while delivery.position < size:
+                    prefetch(connections, delivery.position)
+                    connection = connections[delivery.position]
+                    # Now: this goes on in another call where what is called here comes to wait.
+                    delivery.position += 1
+                    if connection is not excluded:
+                        result = connection.offer(message, frame, forks)
+                        if result == LAGS and connection.write_watcher is None:
+                            # What waits may be this turn's own messages, which the peer had no chance to take yet.
+                            connection.flush()
+                            result = connection.offer(message, frame, forks)
+                        if result == TAKEN:
+                            delivery.taken += 1
+                            if small:
+                                connection.awaits_flush = True
+                            else:
+                                connection.flush()
+                        elif result == LAGS:
+                            delivery.lagging += 1
+                            if delivery.closes:
+                                connection.start_close(TOO_SLOW)
+                    if delivery.position % between == 0 and self._late():
+                        return
             except Exception:
                 connection.broke("an extension failed at a message to many, which ended its session")
-            if delivery.position % between == 0 and self._late():
-                break
 
     def _flush(self) -> None:
         """Flushes those who took small messages until the slice is over."""
@@ -218,15 +221,20 @@ class Deliverer:
         """Flushes up to where the clock is to be looked at."""
         connections = self.flushing
         stop = min(self.stop, self.position + CONNECTIONS_BETWEEN_LOOKS)
+        forks = fork_count()
         while self.position < stop:
-            connection = connections[self.position]
-            self.position += 1
-            if connection.awaits_flush:
-                try:
-                    connection.flush_offered()
-                except (SystemExit, KeyboardInterrupt):
-                    # A signal's; it may have come between a system call and what is noted of it.
-                    connection.terminate()
-                    raise
-                except BaseException:
-                    connection.broke("a fault in geventws ended a connection")
+            try:
+                while self.position < stop:
+                    prefetch(connections, self.position)
+                    connection = connections[self.position]
+                    self.position += 1
+                    if connection.awaits_flush:
+                        connection.flush_offered(forks)
+            except OSError:
+                connection.terminate()
+            except (SystemExit, KeyboardInterrupt):
+                # A signal's; it may have come between a system call and what is noted of it.
+                connection.terminate()
+                raise
+            except BaseException:
+                connection.broke("a fault in geventws ended a connection")

@@ -1,0 +1,1 @@
+cpdef void prefetch(list connections, Py_ssize_t index) noexcept
