@@ -36,12 +36,11 @@ cdef class Deliverer:
     cdef _run_later(self)
     @cython.locals(now=double)
     cdef bint _late(self) except -1
-    @cython.locals(delivery=Delivery, start=Py_ssize_t)
+    @cython.locals(delivery=Delivery)
     cdef _offer(self)
     @cython.locals(
         connections=list, message=SharedMessage, excluded=Connection, connection=Connection, small=cython.bint,
-        between=Py_ssize_t, size=Py_ssize_t, result=int, forks=int,
-        frame=bytes,
+        between=Py_ssize_t, start=Py_ssize_t, result=int, forks=int, frame=bytes, first_of_turn=cython.bint,
     )
     cdef _offer_one(self, Delivery delivery)
     cdef _flush(self)

@@ -157,13 +157,11 @@ class Deliverer:
         """Offers the messages of all deliveries until the slice is over."""
         while self.deliveries and not (self.ends and self._late()):
             delivery = self.deliveries[0]
-            start = delivery.position
             try:
                 self._offer_one(delivery)
             finally:
-                if delivery.position > start and len(delivery.message.payload) <= SMALL_SIZE:
-                    self.offered.append((delivery.connections, start, delivery.position))
-                if delivery.position == len(delivery.connections) and not delivery.done:
+                # It may have been ended by another call of this.
+                if delivery.position >= len(delivery.connections) and not delivery.done:
                     self.deliveries.remove(delivery)
                     delivery.end()
 
@@ -173,46 +171,55 @@ class Deliverer:
         small = len(message.payload) <= SMALL_SIZE
         # A large message may take long at each connection, a small one only where many compress it.
         between = CONNECTIONS_BETWEEN_LOOKS if small else 1
-        size = len(connections)
-        forks = fork_count()
         frame = message.plain().whole if small else None
-        while delivery.position < size:
-            try:
-                while delivery.position < size:
-                    prefetch(connections, delivery.position)
-                    connection = connections[delivery.position]
-                    # Now: this goes on in another call where what is called here comes to wait.
-                    delivery.position += 1
-                    if connection is not excluded:
-                        result = connection.offer(message, frame, forks)
-                        if result == LAGS and connection.write_watcher is None:
-                            # What waits may be this turn's own messages, which the peer had no chance to take yet.
-                            connection.flush()
+        forks = fork_count()
+        start = delivery.position
+        first_of_turn = False
+        try:
+            while delivery.position < len(connections):
+                try:
+                    while delivery.position < len(connections):
+                        prefetch(connections, delivery.position)
+                        connection = connections[delivery.position]
+                        # Now: this goes on in another call where what is called here comes to wait.
+                        delivery.position += 1
+                        if connection is not excluded:
                             result = connection.offer(message, frame, forks)
-                        if result == TAKEN:
-                            delivery.taken += 1
-                            if small:
-                                connection.awaits_flush = True
-                            else:
+                            if result == LAGS and connection.write_watcher is None:
+                                # What waits may be this turn's own messages, which the peer had no chance to take yet.
                                 connection.flush()
-                        elif result == LAGS:
-                            delivery.lagging += 1
-                            if delivery.closes:
-                                connection.start_close(TOO_SLOW)
-                    if delivery.position % between == 0 and self._late():
-                        return
-            except Exception:
-                connection.broke("an extension failed at a message to many, which ended its session")
+                                result = connection.offer(message, frame, forks)
+                            if result == TAKEN:
+                                delivery.taken += 1
+                                if not small:
+                                    connection.flush()
+                                elif not connection.awaits_flush:
+                                    connection.awaits_flush = first_of_turn = True
+                            elif result == LAGS:
+                                delivery.lagging += 1
+                                if delivery.closes:
+                                    connection.start_close(TOO_SLOW)
+                        if delivery.position % between == 0 and self._late():
+                            return
+                except Exception:
+                    connection.broke("an extension failed at a message to many, which ended its session")
+                except BaseException:
+                    # A signal's; who knows what of the message is in the output, and what the compressor thinks.
+                    connection.terminate()
+                    raise
+        finally:
+            if first_of_turn:
+                self.offered.append((connections, start, delivery.position))
 
     def _flush(self) -> None:
         """Flushes those who took small messages until the slice is over."""
         while not self._late():
-            if self.position == self.stop:
+            if self.position >= self.stop:
                 if not self.offered:
                     break
                 self.flushing, self.position, self.stop = self.offered.pop(0)
             self._flush_some()
-        if self.position == self.stop:
+        if self.position >= self.stop:
             # What has ended is not to live on in here.
             self.flushing = []
             self.position = self.stop = 0
@@ -220,6 +227,7 @@ class Deliverer:
     def _flush_some(self) -> None:
         """Flushes up to where the clock is to be looked at."""
         connections = self.flushing
+        self.stop = min(self.stop, len(connections))
         stop = min(self.stop, self.position + CONNECTIONS_BETWEEN_LOOKS)
         forks = fork_count()
         while self.position < stop:

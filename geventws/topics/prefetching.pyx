@@ -25,6 +25,8 @@ cpdef void prefetch(list connections, Py_ssize_t index) noexcept:
     cdef PyObject* nearer = PyList_GET_ITEM(connections, min(index + 6, last))
     geventws_fetch(farther)
     geventws_fetch(farther + 64)
+    if type(<object> nearer) is not Connection:
+        return
     geventws_fetch(<void*> (<Connection> nearer).output)
     geventws_fetch(<char*> (<void*> (<Connection> nearer).output) + 64)
     geventws_fetch(<void*> (<Connection> nearer).transport)
