@@ -12,6 +12,7 @@ from typing import Any
 
 import gevent
 import pytest
+import trustme
 from gevent.event import Event
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -139,6 +140,40 @@ class TestDelivery:
             assert [delivery.taken for delivery in deliveries] == [300, 299, 298]
             for number, peer in enumerate(peers):
                 assert [peer.frame()[1] for _ in range(min(number, 2) + 1)] == [b"0", b"1", b"2"][: number + 1]
+
+    @pytest.mark.parametrize("authority", [None, trustme.CA()], ids=["plain", "tls"])
+    def test_a_peer_that_reads_late_gets_all_in_order(self, authority: Any) -> None:
+        """Frames that are shared, and those of the session around them, through a socket that takes them in parts."""
+        choose = random.Random(5)
+        sent = b""
+        with Room(write_limit=None, authority=authority) as room:
+            peer = room.join()
+            session = room.sessions[0]
+            # Until the kernel is full, and for some turns behind that.
+            turns_left = 30
+            while turns_left:
+                for _ in range(choose.randrange(1, 4)):
+                    data = bytes((choose.randrange(256),)) * choose.choice(
+                        (0, 1, 125, 4000, 4096, 4097, 20_000, 60_000)
+                    )
+                    if choose.random() < 0.7:
+                        assert broadcast(room.sessions, data) == 1
+                    else:
+                        # It would wait for the peer.
+                        gevent.spawn(session.send, data).join()
+                    sent += data
+                gevent.sleep(0)
+                turns_left -= len(session.connection.output) > 0
+            got = b""
+            while len(got) < len(sent):
+                first, payload = peer.frame()
+                assert first == 0x82
+                got += payload
+            assert got == sent
+            assert broadcast(room.sessions, "and on") == 1
+            while (end := peer.frame()) == (0x82, b""):
+                pass
+            assert end == (0x81, b"and on")
 
     def test_others_send_meanwhile(self) -> None:
         with SlowRoom() as room:
