@@ -62,6 +62,7 @@ TARGETS = (
     Target("deflate-1k", "rate", 1.1, 2.0, DEFLATING),
     Target("deflate-64k", "rate", 1.1, 2.0, DEFLATING),
     Target("publish", "server_cpu_us", 1.0, 2.0, ("uwebsockets",)),
+    Target("publish-10k", "server_cpu_us", 1.0, 2.0, ("uwebsockets",)),
     Target("sessions", "rate", 1.0, None, ("ws",)),
     Target("sessions", "rate", 2.0, None, ("gevent-websocket",)),
     Target("sessions", "rate", None, 1.0, ("picows",)),

@@ -77,6 +77,23 @@ WORKS = {
             unit="deliveries",
             path="/publish",
         ),
+        Work(
+            "publish-10k",
+            "125 B text to 10,000 subscribers; what counts is us/delivery",
+            "publish",
+            ("-c10000", "-s125"),
+            unit="deliveries",
+            path="/publish",
+        ),
+        Work(
+            "publish-deflate",
+            "1 KiB text, deflated, to 500 subscribers; what counts is us/delivery",
+            "publish",
+            ("-c500", "-s1024", "-z"),
+            unit="deliveries",
+            deflate=True,
+            path="/publish",
+        ),
         Work("idle", "memory of 10,000 idle connections", "hold", ("-c10000",), unit="connections"),
         Work(
             "pinged",

@@ -22,7 +22,7 @@ app
       session.subscribe("all");
     },
     message: (session, message, isBinary) => {
-      app.publish("all", message, isBinary);
+      app.publish("all", message, isBinary, deflate);
     },
   })
   .ws("/*", {
