@@ -9,12 +9,14 @@ from pathlib import Path
 
 from works import Work
 
-__all__ = ["CERTIFICATE", "CONTENDERS", "HERE", "NODE", "PEERS", "PEER_PYTHON", "Contender"]
+__all__ = ["ACROSS", "CERTIFICATE", "CONTENDERS", "HERE", "NODE", "PEERS", "PEER_PYTHON", "Contender"]
 
 HERE = Path(__file__).resolve().parent
 #: All that is built or installed for the benchmarks; git ignores it.
 PEERS = HERE / ".peers"
 PEER_PYTHON = str(PEERS / "venv" / "bin" / "python")
+#: The virtual environment of the peers of across.py, and of Valkey.
+ACROSS = PEERS / "across"
 #: The folder of cert.pem and key.pem, for TLS.
 CERTIFICATE = PEERS / "tls"
 NODE = "node"

@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from contenders import CERTIFICATE, HERE, NODE, PEER_PYTHON, PEERS, Contender
+from contenders import ACROSS, CERTIFICATE, HERE, NODE, PEER_PYTHON, PEERS, Contender
 from processes import telling_line
 
-__all__ = ["available", "build_wsload", "make_certificate"]
+__all__ = ["available", "build_roomload", "build_wsload", "install_across", "make_certificate", "missing"]
 
 _VENV = PEERS / "venv"
 _NODE = PEERS / "node"
@@ -39,6 +39,22 @@ def build_wsload() -> tuple[Path, bool]:
     return binary, not tried.returncode
 
 
+def build_roomload() -> Path:
+    """Compiles roomload where its source changed; gives its path. Raises ``CalledProcessError``."""
+    source, binary = HERE / "roomload.c", PEERS / "roomload"
+    if not _stamped(binary, _digest(source)):
+        PEERS.mkdir(exist_ok=True)
+        _say("compiling roomload")
+        _run([os.environ.get("CC", "cc"), "-O2", "-o", str(binary), str(source)])
+        _stamp(binary, _digest(source))
+    return binary
+
+
+def install_across() -> None:
+    """Installs Valkey and the peers of across.py, as far as they can be had."""
+    _install_python(HERE / "peers" / "requirements-across.txt", ACROSS)
+
+
 def make_certificate() -> None:
     """Makes the certificate of the TLS servers, once; raises ``OSError`` or ``CalledProcessError``."""
     certificate, key = CERTIFICATE / "cert.pem", CERTIFICATE / "key.pem"
@@ -55,36 +71,35 @@ def available(contenders: Sequence[Contender]) -> list[Contender]:
     """Installs what these contenders need, and gives those that can run; who is left out is told."""
     runtimes = {contender.runtime for contender in contenders}
     if PEER_PYTHON in runtimes:
-        _install_python(HERE / "peers" / "requirements.txt")
+        _install_python(HERE / "peers" / "requirements.txt", _VENV)
     if NODE in runtimes:
         _install_node(HERE / "peers" / "package.json")
     found = []
     for contender in contenders:
-        if reason := _missing(contender):
+        if reason := missing(contender.runtime, contender.check, contender.environment_for(deflate=False)):
             _say(f"left out: {contender.name}: {reason}")
         else:
             found.append(contender)
     return found
 
 
-def _missing(contender: Contender) -> str | None:
+def missing(runtime: str, check: str, environment: Mapping[str, str]) -> str | None:
     """Why a contender can't run, in a line; None where it can."""
-    if not shutil.which(contender.runtime):
-        return f"there is no {contender.runtime}"
-    command = [contender.runtime, "-e" if contender.runtime == NODE else "-c", contender.check]
-    environment = {**os.environ, **contender.environment_for(deflate=False)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=PEERS)
+    if not shutil.which(runtime):
+        return f"there is no {runtime}"
+    command = [runtime, "-e" if runtime == NODE else "-c", check]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, cwd=PEERS)
     return telling_line(done.stderr) if done.returncode else None
 
 
-def _install_python(requirements: Path) -> None:
+def _install_python(requirements: Path, venv: Path) -> None:
     stamp = _digest(requirements) + sys.version
-    if _stamped(_VENV, stamp):
+    if _stamped(venv, stamp):
         return
     _say("installing the PyPI peers")
-    pip = [PEER_PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     try:
-        _run([sys.executable, "-m", "venv", "--clear", str(_VENV)])
+        _run([sys.executable, "-m", "venv", "--clear", str(venv)])
         try:
             _run([*pip, "-r", str(requirements)])
         except subprocess.CalledProcessError:
@@ -95,7 +110,7 @@ def _install_python(requirements: Path) -> None:
                     complete &= _try([*pip, line])
             if not complete:
                 return
-        _stamp(_VENV, stamp)
+        _stamp(venv, stamp)
     except (OSError, subprocess.CalledProcessError) as error:
         _say(f"the PyPI peers can't be installed: {error}")
 

@@ -14,9 +14,10 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-__all__ = ["ServerFailed", "ServerProcess", "free_port", "pinned", "telling_line"]
+__all__ = ["ServerFailed", "ServerProcess", "fetch", "free_port", "pinned", "telling_line"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -74,11 +75,34 @@ class ServerProcess:
                 if time.monotonic() > deadline:
                     raise ServerFailed(f"no answer in {_STARTING:.0f} s ({error}): {self.last_words()}") from None
                 time.sleep(0.02)
+        self.take_stock()
+
+    def wait_answering(self) -> None:
+        """Blocks until an HTTP request is answered, whatever with; raises ``ServerFailed``."""
+        deadline = time.monotonic() + _STARTING
+        while True:
+            if self._process.poll() is not None:
+                raise ServerFailed(f"it ended with status {self._process.returncode}: {self.last_words()}")
+            try:
+                fetch(self.port, "/")
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise ServerFailed(f"no answer in {_STARTING:.0f} s ({error}): {self.last_words()}") from None
+                time.sleep(0.05)
+        self.take_stock()
+
+    def take_stock(self) -> None:
+        """Looks which processes there are: only these are measured."""
         self._tree = _descendants(self._process.pid)
 
     def cpu_seconds(self) -> float:
         """CPU seconds, user and system, that the process tree has used."""
         return sum(int(fields[11]) + int(fields[12]) for fields in map(_stat, self._tree) if fields) / _TICKS
+
+    def running_seconds(self) -> float:
+        """The same by the scheduler's account, to the nanosecond; without the threads that have ended."""
+        return sum(map(_running, self._tree)) / 1e9
 
     def rss(self) -> int:
         """Bytes of memory that the processes hold, shared pages counted in each."""
@@ -107,12 +131,16 @@ class ServerProcess:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOPPING)
         finally:
-            # The session is our own, so whoever is in it descends from the server.
-            for pid in _session(self._process.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            self._process.wait()
+            self.kill()
             self._output.close()
+
+    def kill(self) -> None:
+        """Kills the server with whatever it started."""
+        # The session is our own, so whoever is in it descends from the server.
+        for pid in _session(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def pinned(core: int, command: Sequence[str]) -> list[str]:
@@ -128,6 +156,18 @@ def free_port() -> int:
         return port
 
 
+def fetch(port: int, path: str) -> bytes:
+    """The body of an answer to a plain HTTP request, whatever its status; raises ``OSError``."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=_STARTING)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    except HTTPException as error:
+        raise OSError(f"no HTTP: {error!r}") from None
+    finally:
+        connection.close()
+
+
 def telling_line(printed: str) -> str:
     """The last line that tells an error, else the last line."""
     lines = [line.strip() for line in printed.splitlines() if line.strip()] or ["it printed nothing"]
@@ -140,6 +180,15 @@ def _stat(pid: int) -> list[str] | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def _running(pid: int) -> int:
+    """Nanoseconds that the living threads of a process have run."""
+    total = 0
+    for account in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):
+            total += int(account.read_text().split()[0])
+    return total
 
 
 def _everyone() -> dict[int, list[str]]:

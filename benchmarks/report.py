@@ -131,13 +131,13 @@ def versions(where: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {number}" for name, number in (where["ours"] | where["peers"]).items())
 
 
-def environment() -> dict[str, Any]:
-    """The machine and the versions that the figures hold for."""
+def environment(requirements: str = "requirements.txt", manifest: str | None = "package.json") -> dict[str, Any]:
+    """The machine and the versions that the figures hold for; the peers' are those that are pinned in these files."""
     cpu = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     node = shutil.which(NODE) and subprocess.run([NODE, "--version"], capture_output=True, text=True).stdout.strip()
-    pins = (HERE / "peers" / "requirements.txt").read_text().splitlines()
-    packages = json.loads((HERE / "peers" / "package.json").read_text())["dependencies"]
-    names = ("gevent", "greenlet", "cython", "gunicorn", "flask", "werkzeug")
+    pins = (HERE / "peers" / requirements).read_text().splitlines()
+    packages = json.loads((HERE / "peers" / manifest).read_text())["dependencies"] if manifest else {}
+    names = ("gevent", "greenlet", "cython", "gunicorn", "flask", "werkzeug", "redis", "hiredis")
     return {
         "date": date.today().isoformat(),
         "ours": {"geventws": _own_version()} | {name: found for name in names if (found := _version(name))},

