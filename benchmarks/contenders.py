@@ -41,6 +41,8 @@ class Contender:
     #: Whether its script takes BENCHMARK_TLS, and has the route /publish.
     tls: bool = False
     publish: bool = False
+    #: Whether it has topics to subscribe to, and the route /topic for one.
+    topics: bool = False
     #: What its command line has more for TLS.
     tls_arguments: tuple[str, ...] = ()
 
@@ -57,6 +59,8 @@ class Contender:
             return "is not set up for TLS"
         if work.mode == "publish" and not self.publish:
             return "has no route that publishes"
+        if work.path == "/topic" and not self.topics:
+            return "has no topics"
         if work.pinged and not self.ours:
             return "does not ping every 20 s"
         return None
@@ -100,13 +104,22 @@ if geventws.build() != {build!r}:
     files = ("--certfile", str(CERTIFICATE / "cert.pem"), "--keyfile", str(CERTIFICATE / "key.pem"))
     more = files if "gunicorn" in arguments else ()
     return Contender(
-        name, remark, sys.executable, arguments, check, environment, tls=True, publish=True, tls_arguments=more
+        name,
+        remark,
+        sys.executable,
+        arguments,
+        check,
+        environment,
+        tls=True,
+        publish=True,
+        topics=True,
+        tls_arguments=more,
     )
 
 
-def _node(name: str, remark: str, script: str, *needs: str) -> Contender:
+def _node(name: str, remark: str, script: str, *needs: str, topics: bool = False) -> Contender:
     check = "; ".join(f"require({need!r})" for need in needs)
-    return Contender(name, remark, NODE, _script("peers", script), check, tls=True, publish=True)
+    return Contender(name, remark, NODE, _script("peers", script), check, tls=True, publish=True, topics=topics)
 
 
 def _peer(
@@ -132,7 +145,7 @@ _ALL = (
     _ours("geventws-gunicorn", "gunicorn -k geventws.Worker, no framework", _WORKER, "geventws.worker"),
     _ours("geventws-flask", "geventws.WSGIServer, a Flask route", _FLASK, "geventws.flask"),
     _ours("geventws-pure", "geventws.WSGIServer, nothing compiled", _ECHO, "geventws.server", pure=True),
-    _node("uwebsockets", "C++, as a Node addon", "uwebsockets_echo.js", "uwebsockets"),
+    _node("uwebsockets", "C++, as a Node addon", "uwebsockets_echo.js", "uwebsockets", topics=True),
     _node("ws", "Node", "ws_echo.js", "ws", "bufferutil"),
     _peer("picows", "asyncio, Cython", _script("peers", "picows_echo.py"), "picows", tls=True, publish=True),
     _peer("aiohttp", "asyncio, partly Cython", _script("peers", "aiohttp_echo.py"), "aiohttp"),

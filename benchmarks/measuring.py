@@ -75,7 +75,7 @@ def measure(wsload: Path, work: Work, contender: Contender, round_: int, seconds
             if work.pinged:
                 _measure_pinged(run, server, load, max(seconds, _PINGED_SECONDS), _held(work))
             elif work.mode == "hold":
-                _measure_memory(run, server, load, seconds, _held(work))
+                _measure_memory(run, server, load, seconds, work)
             else:
                 options = (*work.options, f"-d{seconds}", f"-u{_WARMUP}")
                 _measure_speed(run, server, [*load, work.mode, "127.0.0.1", str(port), work.path, *options], seconds)
@@ -144,13 +144,15 @@ def _measure_pinged(run: Run, server: ServerProcess, load: Sequence[str], second
         run.outcome, run.remark = "wrong", f"{run.wsload['pings']} pings came"
 
 
-def _measure_memory(run: Run, server: ServerProcess, load: Sequence[str], seconds: int, options: Sequence[str]) -> None:
+def _measure_memory(run: Run, server: ServerProcess, load: Sequence[str], seconds: int, work: Work) -> None:
     # A few sessions go first, so that what a server allocates once is not taken for a connection's share.
-    target = ("127.0.0.1", str(server.port), "/")
-    _load(run, server, [*load, "echo", *target, "-c8", "-w1", "-s125", "-d1", "-u0"], lambda: None, _SAMPLE, _OPENING)
+    place = ("127.0.0.1", str(server.port))
+    _load(
+        run, server, [*load, "echo", *place, "/", "-c8", "-w1", "-s125", "-d1", "-u0"], lambda: None, _SAMPLE, _OPENING
+    )
     before = server.pss()
     held: list[int] = []
-    command = [*load, "hold", *target, *options, f"-d{seconds}", "-u0"]
+    command = [*load, "hold", *place, work.path, *_held(work), f"-d{seconds}", "-u0"]
     _load(run, server, command, lambda: held.append(server.pss()), _SAMPLE_PSS, _OPENING + seconds + 10)
     run.rate = run.wsload["opened"]
     # Not the last sample: while it was taken, wsload may have begun to hang up.

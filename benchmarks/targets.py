@@ -22,6 +22,7 @@ from report import CLIENT_IS_FULL, machine, versions
 __all__ = ["TARGETS", "Target", "markdown", "needed"]
 
 OURS, WORKER, FLASK = "geventws", "geventws-gunicorn", "geventws-flask"
+PUBLISHING = ("publish", "topic", "topic-10k")
 DEFLATING = ("uwebsockets", "ws", "aiohttp", "websockets")
 
 
@@ -63,6 +64,8 @@ TARGETS = (
     Target("deflate-64k", "rate", 1.1, 2.0, DEFLATING),
     Target("publish", "server_cpu_us", 1.0, 2.0, ("uwebsockets",)),
     Target("publish-10k", "server_cpu_us", 1.0, 2.0, ("uwebsockets",)),
+    Target("topic", "server_cpu_us", 1.0, None, ("uwebsockets",)),
+    Target("topic-10k", "server_cpu_us", 1.0, None, ("uwebsockets",)),
     Target("sessions", "rate", 1.0, None, ("ws",)),
     Target("sessions", "rate", 2.0, None, ("gevent-websocket",)),
     Target("sessions", "rate", None, 1.0, ("picows",)),
@@ -209,7 +212,7 @@ def _ahead(results: Mapping[str, Any]) -> str:
     """Where a peer is ahead of our standalone server."""
     lines, measured = [], []
     for work, rows in results["medians"].items():
-        figure = "connection_bytes" if work == "idle" else "server_cpu_us" if work == "publish" else "rate"
+        figure = "connection_bytes" if work == "idle" else "server_cpu_us" if work in PUBLISHING else "rate"
         ours = _shown(figure, _figures(results, work, OURS, figure))
         found = []
         for peer in (name for name in rows if not name.startswith(OURS)):

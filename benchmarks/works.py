@@ -20,7 +20,7 @@ class Work:
     unit: str = "messages"
     #: Whether permessage-deflate is offered, and the servers run with it.
     deflate: bool = False
-    #: The route: an echo, or one that sends each message to all who are on it.
+    #: The route: an echo, or one that sends each message to all who are on it, by a topic or without.
     path: str = "/"
     #: Whether it goes over TLS.
     tls: bool = False
@@ -93,6 +93,22 @@ WORKS = {
             unit="deliveries",
             deflate=True,
             path="/publish",
+        ),
+        Work(
+            "topic",
+            "125 B text published on a topic of 500 subscribers; what counts is us/delivery",
+            "publish",
+            ("-c500", "-s125"),
+            unit="deliveries",
+            path="/topic",
+        ),
+        Work(
+            "topic-10k",
+            "125 B text published on a topic of 10,000 subscribers; what counts is us/delivery",
+            "publish",
+            ("-c10000", "-s125"),
+            unit="deliveries",
+            path="/topic",
         ),
         Work("idle", "memory of 10,000 idle connections", "hold", ("-c10000",), unit="connections"),
         Work(

@@ -15,16 +15,19 @@ const settings = {
   compression: deflate ? uws.SHARED_COMPRESSOR | uws.SHARED_DECOMPRESSOR : uws.DISABLED,
 };
 
+const publisher = {
+  ...settings,
+  open: (session) => {
+    session.subscribe("all");
+  },
+  message: (session, message, isBinary) => {
+    app.publish("all", message, isBinary, deflate);
+  },
+};
+
 app
-  .ws("/publish", {
-    ...settings,
-    open: (session) => {
-      session.subscribe("all");
-    },
-    message: (session, message, isBinary) => {
-      app.publish("all", message, isBinary, deflate);
-    },
-  })
+  .ws("/publish", publisher)
+  .ws("/topic", publisher)
   .ws("/*", {
     ...settings,
     message: (session, message, isBinary) => {

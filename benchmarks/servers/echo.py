@@ -1,17 +1,17 @@
-"""Our echo, and a publisher to all, without a framework.
+"""Our echo and publishers to all, without a framework.
 
 python echo.py PORT, or gunicorn -k geventws.Worker echo:app
 """
 
 from __future__ import annotations
 
-from handlers import SETTINGS, echo, publish, serve
+from handlers import ROUTES, SETTINGS, serve
 
 import geventws
 
 app = geventws.WebSockets(**SETTINGS)
-app.route("/")(echo)
-app.route("/publish")(publish)
+for path, handler in ROUTES.items():
+    app.route(path)(handler)
 
 if __name__ == "__main__":
     serve(app)

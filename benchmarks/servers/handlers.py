@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from typing import Any
@@ -15,6 +16,9 @@ SETTINGS: dict[str, Any] = {
 }
 
 subscribers: set[geventws.DefaultWebSocketServerSession] = set()
+topics = geventws.Topics()
+#: The sessions that `subscribed` has had.
+numbers = itertools.count()
 
 
 def echo(session: geventws.DefaultWebSocketServerSession) -> None:
@@ -32,6 +36,28 @@ def publish(session: geventws.DefaultWebSocketServerSession) -> None:
             geventws.broadcast(subscribers, message)
     finally:
         subscribers.discard(session)
+
+
+def topic(session: geventws.DefaultWebSocketServerSession) -> None:
+    """Publishes each message that comes in on a topic that everybody here is subscribed to."""
+    topics.subscribe(session, "all")
+    for message in session:
+        topics.publish("all", message)
+
+
+def subscribed(session: geventws.DefaultWebSocketServerSession) -> None:
+    """Subscribes to as many topics as the query says, each shared with as many sessions as it says, and waits."""
+    query = session.request.args
+    room = next(numbers) // int(query["sharing"])
+    session.accept()
+    for number in range(int(query["topics"])):
+        topics.subscribe(session, f"room/{room}/{number}")
+    for _ in session:
+        pass
+
+
+#: Both servers' routes.
+ROUTES = {"/": echo, "/publish": publish, "/topic": topic, "/subscribed": subscribed}
 
 
 def serve(app: Any) -> None:
