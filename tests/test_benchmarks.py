@@ -89,7 +89,8 @@ class TestEnvironment:
         monkeypatch.setattr(report, "version", version)
         monkeypatch.setattr(report, "NODE", "no-such-node")
         where = report.environment()
-        assert where["ours"] == {"geventws": where["ours"]["geventws"], "gevent": "1", "greenlet": "1", "werkzeug": "1"}
+        names = ("gevent", "greenlet", "werkzeug", "redis", "hiredis")
+        assert where["ours"] == {"geventws": where["ours"]["geventws"]} | dict.fromkeys(names, "1")
         assert report.machine(where).endswith("Node missing")
         assert report.heading([a_run("geventws", 1.0)], "geventws")
 
