@@ -5,8 +5,9 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 __all__ = ["Crowd", "Publisher", "Subscriber"]
 
@@ -43,11 +44,11 @@ class _Client:
             raise ConnectionError(f"refused: {head[:80]!r}")
         self._input = bytearray(rest)
         while True:
-            for text in self._texts():
+            self.early += self._texts()
+            for text in self.early:
                 if text.startswith(b"ready "):
-                    self.early += self._texts()
+                    self.early.remove(text)
                     return int(text[6:])
-                self.early.append(text)
             self._input += self._read()
 
     def _read(self) -> bytes:
@@ -68,28 +69,28 @@ class _Client:
             self.alive = False
             return []
         self._input += data
-        return list(self._texts())
+        return self._texts()
 
-    def _texts(self) -> Iterator[bytes]:
-        used, data = 0, self._input
-        try:
-            while len(data) - used >= 2:
-                length, head = data[used + 1], 2
-                if length == 126:
-                    length, head = int.from_bytes(data[used + 2 : used + 4], "big"), 4
-                end = used + head + length
-                if len(data) < end:
-                    return
-                first, payload = data[used], bytes(data[used + head : end])
-                used = end
-                if first == 0x81:
-                    yield payload
-                elif first == 0x89:
-                    self.send(payload, 0x8A)
-                elif first == 0x88:
-                    self.alive = False
-        finally:
-            del data[:used]
+    def _texts(self) -> list[bytes]:
+        """Takes the text messages out of the input."""
+        used, data, texts = 0, self._input, []
+        while len(data) - used >= 2:
+            length, head = data[used + 1], 2
+            if length == 126:
+                length, head = int.from_bytes(data[used + 2 : used + 4], "big"), 4
+            end = used + head + length
+            if len(data) < end:
+                break
+            first, payload = data[used], bytes(data[used + head : end])
+            used = end
+            if first == 0x81:
+                texts.append(payload)
+            elif first == 0x89:
+                self.send(payload, 0x8A)
+            elif first == 0x88:
+                self.alive = False
+        del data[:used]
+        return texts
 
     def send(self, payload: bytes, first: int = 0x81) -> None:
         """Sends a short frame. A connection that ended is not alive afterwards; a full one raises."""
@@ -105,10 +106,10 @@ class _Client:
 class Subscriber(_Client):
     """A subscriber of one topic, and what it got."""
 
-    def __init__(self, port: int, topic: int, since: int = 0) -> None:
+    def __init__(self, port: int, topic: int) -> None:
         super().__init__(port, topic, "")
-        #: What was published when it was subscribed: nothing before is owed to it.
-        self.since = since
+        #: How many were published when it was subscribed: nothing of these is owed to it.
+        self.since = 0
         self.got: set[int] = set()
         self.twice = 0
         self.altered = 0
@@ -149,17 +150,18 @@ class Crowd:
 
     def open(self, subscribers: int) -> None:
         """Opens so many subscribers, spread over the topics, and a publisher of each topic."""
-        for number in range(subscribers):
-            self.subscribe(number % self.topics)
-        for topic in range(self.topics):
-            publisher = Publisher(self.port, topic)
-            self.publishers.append(publisher)
-            self._selector.register(publisher.sock, selectors.EVENT_READ, publisher)
+        # Many at a time: of connections that come one after the other, a worker that is awake takes most.
+        with ThreadPoolExecutor(32) as pool:
+            self.publishers += pool.map(partial(Publisher, self.port), range(self.topics))
+            topics = [number % self.topics for number in range(subscribers)]
+            self.subscribers += pool.map(partial(Subscriber, self.port), topics)
+        for client in (*self.publishers, *self.subscribers):
+            self._selector.register(client.sock, selectors.EVENT_READ, client)
 
     def subscribe(self, topic: int) -> Subscriber:
         """Opens one more subscriber, to which everything is owed that is published after this returns."""
         subscriber = Subscriber(self.port, topic)
-        subscriber.since = self.publishers[topic].published if self.publishers else 0
+        subscriber.since = self.publishers[topic].published
         self.subscribers.append(subscriber)
         self._selector.register(subscriber.sock, selectors.EVENT_READ, subscriber)
         self._take(subscriber, subscriber.early)
