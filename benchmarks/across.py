@@ -135,38 +135,53 @@ def targets(runs: Sequence[RoomRun]) -> str:
     A ratio is taken in each round in which both were right, and its median counts.
     """
     lines = [
-        "| work | ours | deliveries/s | compared with | ratio | at least | |",
-        "|---|---|---|---|---|---|---|",
+        "| work | ours | deliveries/s | compared with | ratio | at least | | by CPU |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     servers = list(dict.fromkeys(run.server for run in runs))
     for work in (work.name for work in ROOM_WORKS.values() if work.full):
         for ours in (name for name in servers if ROOM_CONTENDERS[name].ours):
-            mine = _rates(runs, work, ours)
             if not any(run.work == work and run.server == ours for run in runs):
                 continue
             for peer in (name for name in servers if not ROOM_CONTENDERS[name].ours):
-                theirs = _rates(runs, work, peer)
-                ratios = [mine[number] / theirs[number] for number in mine.keys() & theirs.keys() if theirs[number]]
-                shown, verdict = "-", "not measured"
-                if ratios:
-                    ratio = median(ratios)
-                    # Not rounded up to the bound.
-                    shown = f"{ratio:.1f}" if ratio >= AT_LEAST or round(ratio, 1) < AT_LEAST else f"{ratio:.3f}"
-                    verdict = "met" if ratio >= AT_LEAST else "**missed**"
-                lines.append(
-                    f"| {work} | {ours} | {_middle(mine)} | {peer} {_middle(theirs)} | {shown} | {AT_LEAST:g} "
-                    f"| {verdict} |"
+                mine, theirs = (_figures(runs, work, name, "rate") for name in (ours, peer))
+                ratio = _ratio(mine, theirs)
+                by_cpu = _ratio(*(_figures(runs, work, name, "rate_of_cpu") for name in (ours, peer)))
+                verdict = "not measured" if ratio is None else "met" if ratio >= AT_LEAST else "**missed**"
+                cells = (
+                    work,
+                    ours,
+                    _middle(mine),
+                    f"{peer} {_middle(theirs)}",
+                    _shown(ratio),
+                    f"{AT_LEAST:g}",
+                    verdict,
+                    _shown(by_cpu),
                 )
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _rates(runs: Sequence[RoomRun], work: str, server: str) -> dict[int, float]:
-    """The deliveries a second of a contender's right rounds, by round."""
+def _figures(runs: Sequence[RoomRun], work: str, server: str, figure: str) -> dict[int, float]:
+    """A figure of a contender's right rounds, by round."""
     return {
-        run.round: run.rate
+        run.round: value
         for run in runs
-        if run.work == work and run.server == server and run.outcome == "right" and run.rate is not None
+        if (run.work, run.server, run.outcome) == (work, server, "right")
+        and (value := getattr(run, figure)) is not None
     }
+
+
+def _ratio(mine: dict[int, float], theirs: dict[int, float]) -> float | None:
+    ratios = [mine[number] / theirs[number] for number in mine.keys() & theirs.keys() if theirs[number]]
+    return median(ratios) if ratios else None
+
+
+def _shown(ratio: float | None) -> str:
+    if ratio is None:
+        return "-"
+    # Not rounded up to the bound.
+    return f"{ratio:.4f}" if ratio < AT_LEAST <= round(ratio, 1) else f"{ratio:.1f}"
 
 
 def _middle(rates: dict[int, float]) -> str:

@@ -2,7 +2,7 @@
  *
  *   cc -O2 -o roomload roomload.c
  *   ./roomload HOST PORT[,PORT...] PATH -c SUBSCRIBERS -r ROOMS -p PUBLISHERS -w WINDOW -s SIZE -d SECONDS [-u WARMUP]
- *              [-R RATE] [-e]
+ *              [-R RATE] [-q SECONDS] [-e]
  *
  * SUBSCRIBERS connections are spread evenly over ROOMS, and those of a room over the PORTs. PUBLISHERS more connections
  * are spread in the same way. Each asks for PATH with topic=room-N in its query, a publisher with publish=1 besides.
@@ -17,6 +17,7 @@
  * get each one once, unaltered: missing, twice and altered tell what was not so, also of the warm-up. A message that
  * overtakes another of the same publisher is counted as out_of_order, and is no fault.
  *
+ * -q SECONDS: it gives up when nothing is delivered for so long, though something is owed (5 without this).
  * -e speaks Socket.IO over Engine.IO: the events "ready", "publish" and "message", with one string each.
  * HOST is an IPv4 address of the loopback range. Prints a line for each phase as it begins (opened, measuring, measured),
  * then one JSON object. Exit status 0 where every subscriber got everything and no connection was lost, 1 otherwise, 2 for
@@ -40,7 +41,6 @@ enum { CONNECTING, HANDSHAKE, GREETING, OPEN, DEAD };
 enum { RING = 64, PORTS = 64, PROCESSES = 64 };
 #define OPENING 60000000ULL     /* us for all connections to open */
 #define SETTLING 500000ULL      /* us before the first message: not every server waits until a subscription is in force */
-#define STALLING 5000000ULL     /* us without a delivery, though some are owed */
 #define STRAGGLING 200000ULL    /* us after the last delivery in which one may come twice */
 
 typedef struct { uint64_t below, above; } Got;  /* all numbers below have been got, and below + 1 + i where bit i is set */
@@ -62,6 +62,7 @@ typedef struct {
 } Publisher;
 
 static int subscribers = 400, rooms = 1, publishers = 4, window = 16, size = 125, seconds = 3, warmup = 1, rate = 0, socketio = 0;
+static uint64_t stalling = 5000000;     /* us without a delivery, though some are owed */
 static const char *host, *path, *key = "dGhlIHNhbXBsZSBub25jZQ==", *accept_key = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 static int ports[PORTS], n_ports, ep, pending, measuring, *members;
 static Publisher *all_publishers;
@@ -325,11 +326,11 @@ static void turn(int ms) {
 static void phase(const char *name) { printf("%s\n", name); fflush(stdout); }
 
 int main(int argc, char **argv) {
-    if (argc < 4) { fprintf(stderr, "usage: roomload HOST PORT[,PORT...] PATH [-c N] [-r N] [-p N] [-w N] [-s N] [-d S] [-u S] [-R RATE] [-e]\n"); return 2; }
+    if (argc < 4) { fprintf(stderr, "usage: roomload HOST PORT[,PORT...] PATH [-c N] [-r N] [-p N] [-w N] [-s N] [-d S] [-u S] [-R RATE] [-q S] [-e]\n"); return 2; }
     host = argv[1]; path = argv[3];
     for (char *p = strtok(argv[2], ","); p && n_ports < PORTS; p = strtok(NULL, ",")) ports[n_ports++] = atoi(p);
     optind = 4;
-    for (int o; (o = getopt(argc, argv, "c:r:p:w:s:d:u:R:e")) != -1;) switch (o) {
+    for (int o; (o = getopt(argc, argv, "c:r:p:w:s:d:u:R:q:e")) != -1;) switch (o) {
         case 'c': subscribers = atoi(optarg); break;
         case 'r': rooms = atoi(optarg); break;
         case 'p': publishers = atoi(optarg); break;
@@ -338,6 +339,7 @@ int main(int argc, char **argv) {
         case 'd': seconds = atoi(optarg); break;
         case 'u': warmup = atoi(optarg); break;
         case 'R': rate = atoi(optarg); break;
+        case 'q': stalling = atoi(optarg) * 1000000ULL; break;
         case 'e': socketio = 1; break;
         default: return 2;
     }
@@ -386,7 +388,7 @@ int main(int argc, char **argv) {
     if (!rate) for (int i = 0; i < publishers; i++) fill_window(&all_publishers[i]);
     while ((now = now_us()) < end && !lost) {
         if (!measuring && now >= warm_end) { measuring = 1; start = now; getrusage(RUSAGE_SELF, &r0); phase("measuring"); }
-        if (owed && now - last_delivery > STALLING) { stalled = 1; break; }
+        if (owed && now - last_delivery > stalling) { stalled = 1; break; }
         if (!rate) {
             turn(20);
             for (int i = 0; i < publishers; i++) if (all_publishers[i].dirty) fill_window(&all_publishers[i]);
@@ -411,7 +413,7 @@ int main(int argc, char **argv) {
     phase("measured");
     now = now_us();
     if (last_delivery < now) last_delivery = now;
-    while (owed && !lost && now_us() - last_delivery < STALLING) turn(20);
+    while (owed && !lost && !stalled && now_us() - last_delivery < stalling) turn(20);
     for (end = now_us() + STRAGGLING; now_us() < end;) turn(20);
 
     double cpu = (r1.ru_utime.tv_sec - r0.ru_utime.tv_sec) + (r1.ru_utime.tv_usec - r0.ru_utime.tv_usec) / 1e6

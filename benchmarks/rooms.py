@@ -28,6 +28,7 @@ __all__ = [
     "RoomContender",
     "RoomRun",
     "RoomWork",
+    "judge",
     "measure",
     "medians",
     "start",
@@ -290,13 +291,13 @@ def _load(run: RoomRun, command: list[str], servers: list[ServerProcess], redis:
         raise ServerFailed(f"roomload ended with status {process.returncode}: {last}; servers: {words}")
     run.roomload = json.loads(printed)
     run.rss_bytes = sum(server.rss() for server in servers)
-    _judge(run)
+    judge(run)
     if {"measuring", "measured"} <= at.keys():
         _note_figures(run, at["measuring"], at["measured"])
 
 
-def _judge(run: RoomRun) -> None:
-    """Says whether every message came where it was to come."""
+def judge(run: RoomRun) -> None:
+    """Says in the run whether every message came where it was to come."""
     faults = [f"{run.roomload[name]} {name}" for name in ("lost", "missing", "twice", "altered", "strange")]
     faults = [fault for fault in faults if not fault.startswith("0 ")]
     if run.roomload["stalled"]:
@@ -304,6 +305,9 @@ def _judge(run: RoomRun) -> None:
     serving = len(run.roomload["processes"])
     if serving != PROCESSES:
         faults.append(f"{serving} processes had subscribers")
+    # Ours keep the order of each publisher; not all peers say so of theirs.
+    if run.roomload["out_of_order"] and ROOM_CONTENDERS[run.server].ours:
+        faults.append(f"{run.roomload['out_of_order']} out of order")
     if faults:
         run.outcome, run.remark = "wrong", ", ".join(faults)
 
@@ -338,4 +342,6 @@ def medians(runs: list[RoomRun]) -> dict[str, Any]:
         result["marks"].append("the client is the limit")
     if any(run.roomload["late"] for run in right):
         result["marks"].append("can't keep the rate")
+    if any(run.roomload["out_of_order"] for run in right):
+        result["marks"].append("messages overtake others")
     return result

