@@ -1,4 +1,4 @@
-"""That the load generator for rooms measures what is right, and notices what is not."""
+"""That the clients of the benchmarks for topics measure what is right, and notice what is not."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import pytest
 # Its scripts import each other by their plain names.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import outage
+from crowd import Crowd
 from processes import ServerProcess, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,3 +129,23 @@ def test_a_server_that_refuses(roomload: Path, topics: int) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (1, "")
     assert "refused" in done.stderr
+
+
+def test_the_clients_of_an_outage_know_whom_each_message_reached(topics: int) -> None:
+    crowd = Crowd(topics, 2)
+    try:
+        crowd.open(4)
+        before = json.loads(crowd.ask(crowd.subscribers[0]))
+        crowd.run(0.2, 100)
+        late = crowd.subscribe(1)
+        crowd.run(0.2, 100)
+        crowd.run_until_quiet(0.5)
+        after = json.loads(crowd.ask(late))
+        found = outage.account(crowd)
+        assert found == outage.Account(published=found.published, own=found.published)
+        assert after["published"] - before["published"] == found.published > 0
+        assert not crowd.ended
+        late.got.pop()
+        assert outage.account(crowd).torn == 1
+    finally:
+        crowd.close()
