@@ -282,7 +282,10 @@ def main() -> int:
         title, history, run = SCENARIOS[name]
         try:
             with ExitStack() as stack:
-                lines = run(Outage(stack, binary, history, options.rate, server_core))
+                outage = Outage(stack, binary, history, options.rate, server_core)
+                lines = run(outage)
+                published = sum(each.published for each in outage.crowd.publishers)
+                lines.append(Line("published a second", f"{published / outage.crowd.seconds:,.0f}"))
         except (OSError, ServerFailed) as error:
             _say(f"{name}: FAILED: {error}")
             failed = True
