@@ -21,7 +21,7 @@ help:
 	@echo "make clean     remove what was built, and $(VENV)"
 
 # The command line wins over the configuration file: make serve BIND=0.0.0.0:8080
-serve: $(VENV)/all.stamp
+serve: $(VENV)/examples.stamp
 	$(BIN)/gunicorn -c gunicorn.conf.py --bind $(BIND) examples.chat:app
 
 test: $(VENV)/test.stamp
@@ -51,6 +51,7 @@ clean:
 
 # A stamp tells which extras are installed, and is older than what the install was made from if that changed since.
 $(VENV)/all.stamp: EXTRAS = all
+$(VENV)/examples.stamp: EXTRAS = examples
 $(VENV)/test.stamp: EXTRAS = all,test
 $(VENV)/dev.stamp: EXTRAS = all,test,dev
 $(VENV)/%.stamp: $(SETUP) $(CORE) | $(BIN)/python

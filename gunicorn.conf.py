@@ -33,9 +33,9 @@ worker_class = "geventws.Worker"
 #     max_websockets = None  # nine tenths of worker_connections; further ones get a 503
 #     close_timeout = 5  # seconds that handlers have when the worker stops
 
-# One process uses one core. Raise it, up to one a core, once sessions share nothing through the process's memory: the
-# rooms of examples/chat.py are each worker's own, and would need something between the workers, such as Redis.
-workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
+# One process uses one core: one worker a core. What their sessions share goes by Redis: examples/chat.py shows how.
+# Where sessions share something through the process's memory, it is 1.
+workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 
 # Connections of one worker, idle WebSockets and plain HTTP together. A tenth is kept from WebSockets, so that health
 # checks are answered when there are too many. At the limit those that wait for a request make room; where all are busy,
@@ -111,3 +111,16 @@ access_log_format = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"
 # the last to start takes it over: give each its own.
 control_socket_disable = True
 # control_socket = "/run/chat/gunicorn.ctl"
+
+# ---- The chat example
+
+
+def on_starting(server):
+    """Without a REDIS_URL examples/chat.py gets a Valkey of its own; no other application needs this."""
+    if server.app.app_uri == "examples.chat:app":
+        from examples import embedded_valkey
+
+        embedded_valkey.share(server)
+
+
+on_reload = on_starting

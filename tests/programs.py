@@ -21,8 +21,8 @@ PATIENCE = 30.0
 
 ROOT = Path(__file__).parent.parent
 
-#: What would change how gunicorn runs.
-_UNWANTED = ("GUNICORN_CMD_ARGS", "PORT", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS")
+#: What would change how gunicorn and the examples run.
+_UNWANTED = ("GUNICORN_CMD_ARGS", "PORT", "WEB_CONCURRENCY", "FORWARDED_ALLOW_IPS", "REDIS_URL")
 
 
 class Program:
@@ -122,9 +122,11 @@ def development_server(app: str, directory: Path = ROOT) -> Iterator[tuple[str, 
 
 
 @contextmanager
-def gunicorn_server(app: str, *arguments: str, directory: Path = ROOT) -> Iterator[tuple[str, Program]]:
-    """``gunicorn`` on a free port: gives its "host:port", and the program."""
-    command = [sys.executable, "-m", "gunicorn", *arguments, "--no-control-socket", "--bind", "127.0.0.1:0", app]
+def gunicorn_server(
+    app: str, *arguments: str, bind: str = "127.0.0.1:0", directory: Path = ROOT
+) -> Iterator[tuple[str, Program]]:
+    """``gunicorn``, by default on a free port: gives its "host:port", and the program."""
+    command = [sys.executable, "-m", "gunicorn", *arguments, "--no-control-socket", "--bind", bind, app]
     with Program(*command, directory=directory) as program:
         address = program.wait_for(r"Listening at: http://(\S+)")[1]
         # A worker that is told to stop while it starts may not hear it.

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -21,10 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 
 import geventws
 from geventws.frames import CloseCode
-from tests.browser import Browser, find_chromium
 from tests.programs import PATIENCE, ROOT, Program, development_server, gunicorn_server
-
-CHROMIUM = find_chromium()
 
 
 def closing(connection: ClientConnection) -> tuple[int | None, str | None]:
@@ -68,121 +64,6 @@ def test_echo_by_the_development_server() -> None:
             connection.send("hello")
             assert connection.recv(PATIENCE) == "hello"
         assert program.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def chat() -> Iterator[tuple[str, Program]]:
-    with gunicorn_server("examples.chat:app", "-c", "gunicorn.conf.py") as server:
-        yield server
-
-
-class Talker:
-    """Someone in the chat."""
-
-    def __init__(self, address: str, name: str, **options: Any) -> None:
-        self._connecting = connect(f"ws://{address}/room/talk?name={name}", proxy=None, max_size=None, **options)
-
-    def __enter__(self) -> Talker:
-        self.connection = self._connecting.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._connecting.__exit__(*exception)
-
-    def hear(self) -> dict[str, Any]:
-        """The next event."""
-        return json.loads(self.connection.recv(PATIENCE))  # type: ignore[no-any-return]
-
-
-def test_chat_tells_all(chat: tuple[str, Program]) -> None:
-    address, _ = chat
-    with Talker(address, "Ada") as ada:
-        assert ada.hear() == {"event": "joined", "name": "Ada", "people": ["Ada"]}
-        with Talker(address, "Grace") as grace:
-            for each in (ada, grace):
-                assert each.hear() == {"event": "joined", "name": "Grace", "people": ["Ada", "Grace"]}
-            grace.connection.send("  ")
-            grace.connection.send("<b>Grüße</b>")
-            for each in (ada, grace):
-                assert each.hear() == {"event": "said", "name": "Grace", "text": "<b>Grüße</b>"}
-        assert ada.hear() == {"event": "left", "name": "Grace", "people": ["Ada"]}
-        ada.connection.send(b"binary")
-        assert closing(ada.connection) == (CloseCode.UNSUPPORTED_DATA, "this chat is for text")
-
-
-def test_chat_needs_a_name(chat: tuple[str, Program]) -> None:
-    status, body = status_of(f"ws://{chat[0]}/room/talk?name=%20")
-    assert status == 400
-    assert "Tell your name" in body
-
-
-def test_chat_page_escapes_the_name(chat: tuple[str, Program]) -> None:
-    page = get(f"http://{chat[0]}/?name=%3C/script%3E%3Cb%3E%27%22").read().decode()
-    assert "<b>" not in page
-    assert page.count("</script>") == 1
-
-
-def test_chat_waits_for_nobody(chat: tuple[str, Program]) -> None:
-    address, _ = chat
-    host, port = address.split(":")
-    slow_socket = socket.socket()
-    # Before it connects, or it would have no effect on the window.
-    slow_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    slow_socket.connect((host, int(port)))
-    with Talker(address, "Ada") as ada, Talker(address, "Slow", sock=slow_socket, ping_interval=None):
-        assert ada.hear()["event"] == ada.hear()["event"] == "joined"
-        text = "x" * 4000
-        for _ in range(10_000):
-            ada.connection.send(text)
-            event = ada.hear()
-            if event["event"] == "left":
-                break
-            assert event == {"event": "said", "name": "Ada", "text": text}
-        assert event == {"event": "left", "name": "Slow", "people": ["Ada"]}
-        # Lest it be read to its end before it is closed.
-        slow_socket.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on PATH")
-def test_chat_in_two_tabs(tmp_path: Path) -> None:
-    assert CHROMIUM is not None
-    joined = "document.querySelector('#log')?.innerText.includes('{} joined')"
-    with (
-        gunicorn_server("examples.chat:app", "-c", "gunicorn.conf.py") as (address, gunicorn),
-        Browser(CHROMIUM, tmp_path / "profile") as browser,
-    ):
-        ada = browser.open(f"http://{address}/")
-        assert ada.accessible("textbox") == ["Your name"]
-        ada.type("Ada <b>")
-        ada.press_enter()
-        ada.wait_for(joined.format("Ada <b>"))
-        grace = browser.open(f"http://{address}/?name=Grace")
-        for tab in (ada, grace):
-            tab.wait_for(joined.format("Grace"))
-            assert "Here: Ada <b>, Grace" in tab.text()
-            assert (tab.accessible("textbox"), tab.accessible("log")) == (["Message"], ["Conversation"])
-        for tab, text in ((grace, "<img src=x onerror=alert(1)> Grüße"), (ada, "Hello 世界 🎉")):
-            tab.bring_to_front()
-            tab.type(text)
-            tab.press_enter()
-            for reader in (ada, grace):
-                reader.wait_for(
-                    f"[...document.querySelectorAll('#log li')].at(-1).innerText.endsWith({json.dumps(text)})"
-                )
-        assert not ada.evaluate("document.querySelector('#log img, #log :not(b, li)')")
-        ada.screenshot(tmp_path / "chat.png")
-        assert (tmp_path / "chat.png").read_bytes().startswith(b"\x89PNG")
-        # A new worker, whose room is empty: the pages come back by themselves.
-        gunicorn.process.send_signal(signal.SIGHUP)
-        for tab in (ada, grace):
-            tab.wait_for(
-                "document.querySelector('#log').innerText.match(/Grace joined/g).length > 1 || "
-                "document.querySelector('#log').innerText.match(/Ada <b> joined/g)?.length > 1"
-            )
-            tab.wait_for("document.querySelector('#status').innerText.startsWith('Connected')")
-        grace.type("back again")
-        grace.press_enter()
-        ada.wait_for("document.querySelector('#log').innerText.includes('Grace: back again')")
 
 
 @pytest.fixture(scope="module")
