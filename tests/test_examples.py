@@ -126,6 +126,7 @@ def test_every_block_of_the_readme_is_run() -> None:
         "geventws",
         "Handlers and sessions",
         "One message to many",
+        "Topics",
         "Routes and blueprints",
         "permessage-deflate and other extensions",
         "Servers",
@@ -188,6 +189,21 @@ def test_readme_one_message_to_many(tmp_path: Path) -> None:
         with connect(url, proxy=None) as reader, connect(url, proxy=None) as writer:
             writer.send("first")
             assert [reader.recv(PATIENCE), writer.recv(PATIENCE)] == ["first", "first"]
+
+
+def test_readme_topics(tmp_path: Path) -> None:
+    write_module("Topics", tmp_path)
+    with development_server("app:app", tmp_path) as (address, _):
+        url = f"ws://{address}/room/lobby"
+        with connect(f"{url}?name=Ada", proxy=None) as ada:
+            assert json.loads(ada.recv(PATIENCE)) == {"people": ["Ada"], "recovered": True}
+            for text in ("first", "second"):
+                ada.send(text)
+            heard = [json.loads(ada.recv(PATIENCE)) for _ in range(2)]
+            assert [message["text"] for message in heard] == ["first", "second"]
+            with connect(f"{url}?name=Grace&since={heard[0]['position']}", proxy=None) as grace:
+                assert json.loads(grace.recv(PATIENCE)) == heard[1]
+                assert json.loads(grace.recv(PATIENCE)) == {"people": ["Ada", "Grace"], "recovered": True}
 
 
 def test_readme_routes_in_flask(tmp_path: Path) -> None:
