@@ -571,8 +571,8 @@ class Connection:
     def offer(self, message: SharedMessage, frame: bytes | None, forks: int) -> int:
         """Puts a message for many sessions into the output; never blocks or flushes.
 
-        ``frame`` is its plain frame, None where each session has to make one; ``forks`` is `fork_count`. Gives TAKEN, or
-        CLOSES or LAGS for a message that is left out. Raises what an extension raises.
+        ``frame`` is its plain frame, None where each session has to make one; ``forks`` is `fork_count`. Gives TAKEN,
+        or CLOSES or LAGS for a message that is left out. Raises what an extension raises.
         """
         if self.state != OPEN or self.close_sent or self.forks != forks:
             return CLOSES
