@@ -19,7 +19,7 @@ from measuring import Cores
 from report import environment, machine, versions, write_json
 from rooms import ROOM_CONTENDERS, ROOM_WORKS, RoomContender, RoomRun, RoomWork, measure, medians
 from run import positive, two_cores
-from valkey import valkey_binary
+from valkey_server import valkey_binary
 
 __all__ = ["AT_LEAST", "document", "table", "targets"]
 

@@ -29,7 +29,7 @@ from processes import ServerFailed
 from report import environment, machine, write_json
 from rooms import ROOM_CONTENDERS, start
 from run import positive, two_cores
-from valkey import Valkey, valkey_binary
+from valkey_server import Valkey, valkey_binary
 
 __all__ = ["Account", "Line", "account", "judge_valkey", "judge_worker", "table"]
 

@@ -19,7 +19,7 @@ from contenders import ACROSS, HERE, PEERS
 from measuring import Cores
 from processes import ServerFailed, ServerProcess, fetch, free_port, pinned
 from report import CLIENT_IS_FULL
-from valkey import Valkey
+from valkey_server import Valkey
 
 __all__ = [
     "PROCESSES",
