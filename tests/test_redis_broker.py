@@ -549,6 +549,52 @@ def test_publishing_waits_while_too_much_waits() -> None:
 
 
 @patched
+def test_what_was_on_its_way_may_have_arrived() -> None:
+    with running(any_kind()) as server, brokers(server.url) as (broker, receiver):
+        broker.subscribe("h10")
+        broker.publish("x", 1, b"")
+        broker.flush(20)
+        link = broker._running.link(0)
+        server.signal(signal.SIGSTOP)
+        assert broker.publish("x", 1, b"in flight")
+        assert broker.publish("h10", 1, b"in flight")
+        wait_until(lambda: len(link.in_flight) == 2)
+        assert broker.publish("x", 1, b"waiting")
+        assert broker.publish("h10", 1, b"waiting")
+        flushed = gevent.spawn(broker.flush, 20)
+        missed = gevent.spawn(broker.missed, "h10", Position(1, 1), Position(1, 2))
+        gevent.sleep(0.01)
+        server.kill()
+        with pytest.raises(ConnectionError):
+            flushed.get()
+        assert missed.get() is None
+        assert (broker.statistics.unconfirmed, broker.statistics.unsent) == (2, 2)
+        # What can't have reached the others is delivered here all the same.
+        assert receiver.messages == [("h10", 1, b"waiting", None)]
+        assert not broker.publish("h10", 1, b"later")
+        assert (broker.statistics.unconfirmed, broker.statistics.unsent) == (2, 3)
+
+
+@patched
+def test_another_thread_publishes() -> None:
+    server = shared_server(any_kind())
+    with brokers(server.url, 2) as (broker, _, other, receiver):
+        other.subscribe("x")
+        broker.publish("x", 1, b"0")
+
+        def publish() -> None:
+            for number in range(1, 1000):
+                assert broker.publish("x", 1, b"%d" % number)
+            with pytest.raises(UsageError, match="another thread"):
+                broker.subscribe("x")
+
+        gevent.get_hub().threadpool.apply(publish)
+        wait_until(lambda: len(receiver.messages) == 1000)
+        assert numbers(receiver.payloads("x")) == list(range(1000))
+        assert receiver.gaps == []
+
+
+@patched
 def test_scripts_that_are_flushed_are_loaded_again() -> None:
     server = shared_server(any_kind())
     with brokers(server.url) as (broker, receiver), server.client() as client:
@@ -611,6 +657,8 @@ def test_a_user_with_few_rights() -> None:
         with server.client() as client:
             client.execute_command("ACL", "SETUSER", "ws", "on", ">secret", "~ws:*", "&ws:*", "+@all", "-@dangerous")
             client.execute_command("ACL", "SETUSER", "mute", "on", ">secret", "~ws:*", "&ws:*", "+@all", "-publish")
+            client.execute_command("ACL", "SETUSER", "other", "on", ">secret", "~*", "&other:*", "+@all")
+            client.execute_command("ACL", "SETUSER", "blind", "on", ">secret", "~other:*", "&*", "+@all")
         with brokers(f"redis://ws:secret@127.0.0.1:{server.port}", 2, namespace="ws") as made, logged() as log:
             broker, receiver, other, _ = made[0], made[1], made[0], None
             broker.subscribe("h10")
@@ -625,6 +673,22 @@ def test_a_user_with_few_rights() -> None:
             assert broker.statistics.unsent == 10
             assert len(log) == 1
             assert "refuses messages" in log[0]
+        with (
+            brokers(f"redis://other:secret@127.0.0.1:{server.port}", namespace="ws") as (broker, receiver),
+            logged() as log,
+        ):
+            assert broker.subscribe("x") is None
+            assert broker.subscribe("y") is None
+            assert receiver.gaps == [("x", None), ("y", None)]
+            assert len(log) == 1
+            assert "refuses subscriptions" in log[0]
+            assert broker.available
+        with brokers(f"redis://blind:secret@127.0.0.1:{server.port}", namespace="ws") as (broker, _), logged() as log:
+            assert broker.subscribe("h10") is None
+            assert broker.position("h10") is None
+            assert broker.members("x") == []
+            assert len(log) == 1
+            assert "refuses histories" in log[0]
 
 
 @patched

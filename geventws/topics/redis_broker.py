@@ -87,6 +87,7 @@ class RedisBroker:
         #: What a parent process had: its sockets are closed there, not here.
         self._inherited: list[Any] = []
         self._closed = False
+        self._at_exit: Callable[[], None] | None = None
 
     @property
     def available(self) -> bool:
@@ -175,6 +176,8 @@ class RedisBroker:
     def close(self) -> None:
         """Sends what waits, for a second at most; members leave, and the connections are closed."""
         self._closed = True
+        if self._at_exit is not None:
+            atexit.unregister(self._at_exit)
         running, self._running = self._running, None
         if running is not None and self._process == current_process():
             running.close()
@@ -191,11 +194,12 @@ class RedisBroker:
                 if self._running is None:
                     self._process = current_process()
                     self._running = Greenlets(self) if is_module_patched("socket") else Synchronous(self)
-                    _close_at_exit(self)
+                    if self._at_exit is None:
+                        self._at_exit = _close_at_exit(self)
         return self._running
 
 
-def _close_at_exit(broker: RedisBroker) -> None:
+def _close_at_exit(broker: RedisBroker) -> Callable[[], None]:
     reference = ref(broker)
 
     def close() -> None:
@@ -204,6 +208,7 @@ def _close_at_exit(broker: RedisBroker) -> None:
             remaining.close()
 
     atexit.register(close)
+    return close
 
 
 class Running:
@@ -469,7 +474,7 @@ class Greenlets(Running):
                 if new is not link:
                     link.hand_over(subscription, new)
         for link in gone:
-            link.end()
+            link.leave_cluster()
 
     def send_again(self, commands: list[Command]) -> None:
         """Sends what another node is to do, before all else."""

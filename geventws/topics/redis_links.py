@@ -66,6 +66,8 @@ SLICE_SECONDS, MESSAGES_BETWEEN_LOOKS, A_MOMENT = 0.005, 64, 1e-6
 ELSEWHERE = (MovedError, AskError, TryAgainError, ClusterDownError)
 #: How often a cluster is asked again that is moving a slot or choosing a primary, each time after `FIRST_DELAY`.
 CLUSTER_ATTEMPTS = 40
+#: Seconds between two lines about the same kind of refusal.
+REFUSAL_SECONDS = 60.0
 #: Subscriptions that are sent at a time.
 SUBSCRIBED_AT_ONCE = 1000
 
@@ -151,7 +153,7 @@ class Link:
         self._outage: Outage | None = None
         self._ended = False
         self._process = current_process()
-        self._refusal_logged = -60.0
+        self._refusals_logged: dict[str, float] = {}
         self._asking = False
 
         self.outbox: deque[Command] = deque()
@@ -257,13 +259,23 @@ class Link:
         if not self.ended and run not in self._greenlets:
             self._greenlets[run] = gevent.spawn(run)
 
+    def leave_cluster(self) -> None:
+        """Ends, since all its slots have gone to other nodes."""
+        if self._outage is not None:
+            log.warning("Redis at %s has no slots any more: others have its topics", describe(self.address))
+        self.end()
+
     def end(self) -> None:
         """Closes the connections; what waits is lost."""
         self._ended = True
         for greenlet in self._greenlets.values():
             if greenlet is not gevent.getcurrent():
                 greenlet.kill(block=False)
-        self._drop_all(ConnectionError("closed"))
+        if gevent.getcurrent() is self._greenlets.get(self._run_commands):
+            # It settles what is in its hands itself.
+            self._drop(self.take_outbox())
+        else:
+            self._drop_all(ConnectionError("closed"))
 
     def _run_commands(self) -> None:
         delays = Delays()
@@ -409,14 +421,14 @@ class Link:
     def _refuse(self, command: Command, error: ResponseError) -> None:
         """The server has not done what it was to do."""
         if command.publication is not None:
-            self._log_refusal(error)
+            self._log_refusal("messages", error)
         self._drop([command], error)
 
-    def _log_refusal(self, error: ResponseError) -> None:
+    def _log_refusal(self, what: str, error: ResponseError) -> None:
         now = monotonic()
-        if now - self._refusal_logged > 60.0:
-            self._refusal_logged = now
-            log.warning("Redis at %s refuses messages: %s", describe(self.address), reason_of(error))
+        if now - self._refusals_logged.get(what, -REFUSAL_SECONDS) >= REFUSAL_SECONDS:
+            self._refusals_logged[what] = now
+            log.warning("Redis at %s refuses %s: %s", describe(self.address), what, reason_of(error))
 
     def _drop(self, commands: list[Command], error: BaseException | None = None, sent: bool = False) -> None:
         for command in commands:
@@ -617,8 +629,8 @@ class Link:
             subscription.give_up()
             self._ask_for_slots()
             return
-        log.warning("Redis at %s refuses a subscription: %s", describe(self.address), reason_of(error))
-        subscription.give_up()
+        self._log_refusal("subscriptions", error)
+        subscription.refused()
 
     def _ask_for_slots(self) -> None:
         """Asks, over the other connection, who has the slots now; whose subscriptions are here is settled by that."""
@@ -660,7 +672,7 @@ class Link:
                 return
             if isinstance(reply, ResponseError):
                 del self.behind[subscription]
-                log.warning("Redis at %s refuses a history: %s", describe(self.address), reason_of(reply))
+                self._log_refusal("histories", reply)
                 subscription.not_caught_up()
             else:
                 del self.behind[subscription]

@@ -158,6 +158,11 @@ class Subscription:
             self._waiting.clear()
         self.give_up()
 
+    def refused(self) -> None:
+        """The server does not let us listen to it."""
+        self._inbox.gap(self.topic.name, None)
+        self.give_up()
+
     def give_up(self) -> None:
         """Lets who waits for the subscription go on without."""
         self.told = True
