@@ -307,10 +307,10 @@ def test_subscriptions_leave_nothing_behind() -> None:
         broker.unsubscribe("last")
         broker.unsubscribe("never subscribed")
         link = broker._running.link(0)
-        wait_until(lambda: not link.expected and not link.changed)
+        wait_until(lambda: not link.channels.expected and not link.channels.changed)
         wait_until(lambda: client.pubsub_channels("*") == [b"test:{stays}"])
-        assert len(link.wanted) == len(link.sent) == len(broker._running.subscriptions) == 1
-        assert not link.behind
+        assert len(link.channels.wanted) == len(link.channels.sent) == len(broker._running.subscriptions) == 1
+        assert not link.channels.behind
         assert client.execute_command("PUBSUB", "NUMPAT") == 0
         # One that comes while the other goes is told from when on it gets all.
         for number in range(200):
@@ -504,10 +504,10 @@ def test_what_can_be_sent_is_not_lost_with_a_connection_that_was_idle() -> None:
 
 @patched
 def test_a_server_that_answers_no_more() -> None:
-    from geventws.topics import redis_links
+    from geventws.topics import redis_channels
 
-    seconds = redis_links.PING_SECONDS
-    redis_links.PING_SECONDS = 0.2
+    seconds = redis_channels.PING_SECONDS
+    redis_channels.PING_SECONDS = 0.2
     try:
         with running(any_kind()) as server, brokers(server.url) as (broker, receiver), logged() as log:
             broker.subscribe("x")
@@ -519,7 +519,7 @@ def test_a_server_that_answers_no_more() -> None:
             assert "no answer for 0.4 s" in log[0]
             assert "is back" in log[1]
     finally:
-        redis_links.PING_SECONDS = seconds
+        redis_channels.PING_SECONDS = seconds
 
 
 @patched
@@ -536,16 +536,16 @@ def test_publishing_waits_while_too_much_waits() -> None:
                 broker.publish("x", 2, b"x" * 100_000)
 
         greenlet = gevent.spawn(publish)
-        wait_until(lambda: link.is_full)
+        wait_until(lambda: link.commands.is_full)
         gevent.sleep(0.05)
         assert not greenlet.dead
-        assert link.waiting < 1_200_000
+        assert link.commands.waiting < 1_200_000
         server.signal(signal.SIGCONT)
         greenlet.join()
         broker.flush(20)
         wait_until(lambda: len(receiver.messages) == 101)
-        assert not link.waiting
-        assert not link.is_busy
+        assert not link.commands.waiting
+        assert not link.commands.is_busy
 
 
 @patched
@@ -558,7 +558,7 @@ def test_what_was_on_its_way_may_have_arrived() -> None:
         server.signal(signal.SIGSTOP)
         assert broker.publish("x", 1, b"in flight")
         assert broker.publish("h10", 1, b"in flight")
-        wait_until(lambda: len(link.in_flight) == 2)
+        wait_until(lambda: len(link.commands.in_flight) == 2)
         assert broker.publish("x", 1, b"waiting")
         assert broker.publish("h10", 1, b"waiting")
         flushed = gevent.spawn(broker.flush, 20)
@@ -822,6 +822,8 @@ def test_a_script_publishes(kind: str) -> None:
         assert time.monotonic() - began < 5
         assert not broker.available
         assert (broker.statistics.unsent, broker.statistics.unconfirmed) == (100, 0)
+        with pytest.raises(ConnectionError, match="refused"):
+            broker.flush()
 
 
 def received(count: int) -> list[int]:

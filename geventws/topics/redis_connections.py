@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterable
+from random import random
+from time import monotonic
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
+import gevent
 from redis.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError, ResponseError
 
@@ -22,6 +25,10 @@ __all__ = ["FAILURES", "Address", "Connector", "Refused", "Slots", "current_proc
 
 #: Seconds that connecting and the answer to a command may take.
 TIMEOUT = 5.0
+#: Seconds after which an idle connection is pinged; after as many more it is lost.
+PING_SECONDS = 5.0
+#: Seconds before the second attempt to connect at most, doubled each time, and the longest ones.
+FIRST_DELAY, LONGEST_DELAY = 0.05, 1.0
 #: What Redis has to be for IDs of streams that count by themselves, and sharded pub/sub.
 OLDEST_MAJOR = 7
 
@@ -231,3 +238,24 @@ def describe(address: Address) -> str:
 def reason(error: BaseException) -> str:
     """What went wrong, in one line."""
     return escape(shorten(str(error) or type(error).__name__))
+
+
+class Delays:
+    """How long to wait between attempts: exponential, with full jitter, so that many processes don't come at once."""
+
+    def __init__(self) -> None:
+        self._longest = FIRST_DELAY
+        self._connected = 0.0
+
+    def connected(self) -> None:
+        """An attempt has succeeded."""
+        self._connected = monotonic()
+
+    def wait(self) -> None:
+        """Waits before the next attempt."""
+        # One that lasts begins anew; one that is lost at once does not.
+        if self._connected and monotonic() - self._connected > LONGEST_DELAY:
+            self._longest = FIRST_DELAY
+        self._connected = 0.0
+        gevent.sleep(random() * self._longest)
+        self._longest = min(self._longest * 2, LONGEST_DELAY)

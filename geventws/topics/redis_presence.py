@@ -20,8 +20,8 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from geventws.topics.nouns import Member
+from geventws.topics.redis_commands import Command
 from geventws.topics.redis_connections import current_process
-from geventws.topics.redis_links import Command
 from geventws.topics.redis_scripts import CLEAN, HEARTBEAT, JOIN, LEASE, LEAVE, RELEASE, Script
 from geventws.topics.wire import Names, Topic
 
@@ -34,6 +34,8 @@ HEARTBEAT_SECONDS = 1.0
 #: Milliseconds that a lease runs, and that a cleaner has before another may try.
 LEASE_MILLISECONDS = b"4000"
 CLEANING_MILLISECONDS = b"2000"
+#: Topics that are cleaned at a time.
+CLEANED_AT_ONCE = 1000
 
 
 class Sender(Protocol):
@@ -48,13 +50,13 @@ class Sender(Protocol):
     ) -> Command:
         """A command that runs a script."""
 
-    def ask(self, make: Callable[[Any], Command]) -> Any:
-        """The reply to a command, which is waited for."""
+    def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:
+        """The replies to commands, which are waited for."""
 
     def ask_later(self, command: Command) -> None:
         """Has a command done."""
 
-    def _make_topic(self, name: str) -> Topic:
+    def make_topic(self, name: str) -> Topic:
         """What a topic is called."""
 
 
@@ -178,13 +180,9 @@ class Attendance:
 
     def _settle(self) -> None:
         """Waits until all members are registered; raises if that fails."""
-        for topic in list(self._topics.values()):
-            self._ask(b"PING", topic.slot)
+        self._sender.ask(*[_ping(topic.slot) for topic in list(self._topics.values())])
         if self._unsure:
             raise RedisError("members could not be registered")
-
-    def _ask(self, name: bytes, slot: int) -> None:
-        self._sender.ask(lambda done: Command(slot, (name,), 0, None, done))
 
     def _register(self, topic: Topic, members: list[Member]) -> None:
         """Tells Redis of members; first that the worker has some there, for that is what a cleaner goes by."""
@@ -223,22 +221,37 @@ class Attendance:
 
     def _workers(self, script: Script, *arguments: bytes) -> Any:
         key = self._names.workers
-        return self._sender.ask(lambda done: self._sender.script(script, key_slot(key), (key,), arguments, done))
+        return self._sender.ask(self._script(script, key_slot(key), (key,), arguments))[0]
+
+    def _script(
+        self, script: Script, slot: int, keys: tuple[bytes, ...], arguments: tuple[bytes, ...]
+    ) -> Callable[[Any], Command]:
+        return lambda done: self._sender.script(script, slot, keys, arguments, done)
 
     def _clean(self, lease: str) -> None:
         """Takes away what has a lease that is over."""
         key = self._names.worker(lease)
         slot = key_slot(key)
-        for name in self._sender.ask(lambda done: Command(slot, (b"SMEMBERS", key), 0, None, done)):
-            try:
-                topic = self._sender._make_topic(name.decode())
-            except ValueError:
-                continue
-            arguments = (lease.encode(), self._sender.publish_command)
-            self._clean_topic(topic, arguments)
+        [names] = self._sender.ask(lambda done: Command(slot, (b"SMEMBERS", key), 0, None, done))
+        arguments = (lease.encode(), self._sender.publish_command)
+        for start in range(0, len(names), CLEANED_AT_ONCE):
+            topics = self._topics_of(names[start : start + CLEANED_AT_ONCE])
+            self._sender.ask(
+                *[self._script(CLEAN, topic.slot, (topic.members, topic.channel), arguments) for topic in topics]
+            )
         self._sender.ask(lambda done: Command(slot, (b"DEL", key), 0, None, done))
         self._workers(RELEASE, lease.encode())
 
-    def _clean_topic(self, topic: Topic, arguments: tuple[bytes, ...]) -> None:
-        keys = (topic.members, topic.channel)
-        self._sender.ask(lambda done: self._sender.script(CLEAN, topic.slot, keys, arguments, done))
+    def _topics_of(self, names: list[bytes]) -> list[Topic]:
+        topics = []
+        for name in names:
+            try:
+                topics.append(self._sender.make_topic(name.decode()))
+            except ValueError:
+                # Not one of ours.
+                pass
+        return topics
+
+
+def _ping(slot: int) -> Callable[[Any], Command]:
+    return lambda done: Command(slot, (b"PING",), 0, None, done)

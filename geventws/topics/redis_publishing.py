@@ -1,24 +1,22 @@
-"""Commands to Redis from a process without gevent's sockets, each with its reply before the next."""
+"""Commands to Redis from a process without gevent's sockets, such as a script: each has its reply before the next."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Protocol
 
-from redis.exceptions import (
-    AskError,
-    ConnectionError,
-    MovedError,
-    NoScriptError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import AskError, MovedError, NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-from geventws.topics.redis_connections import FAILURES, Address, Connector, Slots, current_process, load_scripts
-from geventws.topics.redis_links import Command
+from geventws.errors import UsageError
+from geventws.topics.nouns import Member, Position
+from geventws.topics.redis_commands import Command
+from geventws.topics.redis_connections import FAILURES, Address, Connector, Slots, current_process, load_scripts, reason
+from geventws.topics.redis_process import Broker, Running
 
-__all__ = ["SynchronousLink"]
+__all__ = ["Synchronous"]
 
 #: Seconds in which nothing is tried again after an attempt to connect has failed: each may take as long as its timeout.
 REST_SECONDS = 1.0
@@ -42,6 +40,8 @@ class SynchronousLink:
         self._connections: dict[Address, Any] = {}
         self._process = current_process()
         self._rests_until = 0.0
+        #: Why that attempt has failed.
+        self._reason = ""
         #: Whether the last command that failed may have been done.
         self.was_sent = False
 
@@ -101,7 +101,7 @@ class SynchronousLink:
             # The server has closed it, while nobody looked.
             self._forget(address)
         if self.is_away:
-            raise ConnectionError("the server is away")
+            raise RedisConnectionError(self._reason)
         connector = self._owner.connector
         try:
             connection, greeting = connector.connect(address, connector.timeout)
@@ -114,7 +114,8 @@ class SynchronousLink:
                 raise
         except FAILURES as error:
             self._rests_until = monotonic() + REST_SECONDS
-            raise error if isinstance(error, RedisError) else ConnectionError(str(error)) from None
+            self._reason = reason(error)
+            raise error if isinstance(error, RedisError) else RedisConnectionError(self._reason) from None
         self._connections[address] = connection
         return connection
 
@@ -127,3 +128,81 @@ class SynchronousLink:
         """Closes the connections."""
         for address in list(self._connections):
             self._forget(address)
+
+
+class Synchronous(Running):
+    """In a process that gevent has not patched, such as a script: nothing runs beside the caller."""
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__(broker)
+        self._link = SynchronousLink(self)
+        self._lock = threading.Lock()
+        #: Why a message could not be published since the last flush.
+        self._error: RedisError | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether Redis can be reached, as far as known."""
+        return not self._link.is_away
+
+    def use_slots(self, slots: Slots) -> None:
+        """A cluster's slots are known, or have moved."""
+        self.slots = slots
+
+    def publish(self, name: str, opcode: int, payload: bytes) -> bool:
+        """See `RedisBroker`."""
+        with self._lock:
+            self._link.prepare()
+            command = self.publication(self.topics.get(name), opcode, payload)
+            try:
+                self._link.execute(command)
+            except RedisError as error:
+                self._error = error
+                if self._link.was_sent:
+                    self.statistics.unconfirmed += 1
+                else:
+                    self.statistics.unsent += 1
+                return False
+            return True
+
+    def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:
+        """The replies to commands."""
+        with self._lock:
+            self._link.prepare()
+            return [self._link.execute(make(None)) for make in makes]
+
+    def subscribe(self, name: str) -> Position | None:
+        """Refused: nobody could receive."""
+        raise _needs_patch("subscribe to topics")
+
+    def join(self, name: str, member: Member) -> None:
+        """Refused: nobody could keep up the lease."""
+        raise _needs_patch("register members")
+
+    def unsubscribe(self, name: str) -> None:
+        """Nothing is subscribed."""
+
+    def leave(self, name: str, member: Member) -> None:
+        """Nobody is registered."""
+
+    def watch_members(self) -> None:
+        """Refused: nobody could watch."""
+        raise _needs_patch("watch members")
+
+    def flush(self, timeout: float | None) -> None:
+        """All that was published was answered to, or failed."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise ConnectionError(str(error)) from None
+
+    def close(self) -> None:
+        """Closes the connections."""
+        with self._lock:
+            self._link.close()
+
+
+def _needs_patch(doing: str) -> UsageError:
+    return UsageError(
+        f"to {doing} over Redis, the process has to be patched before anything else: "
+        "from gevent import monkey; monkey.patch_all() (gunicorn -k geventws.Worker does it)"
+    )

@@ -1,0 +1,347 @@
+"""Channels of one server: what this process listens to there, over one connection.
+
+What is wanted and what the server was asked for are kept apart: many who come and go at a time cost it little.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, Protocol
+
+import gevent
+from gevent.event import Event
+from redis.exceptions import AuthenticationError, ConnectionError, ResponseError, TimeoutError
+
+from geventws.topics.redis_commands import ELSEWHERE, Command, Commands
+from geventws.topics.redis_connections import (
+    FAILURES,
+    FIRST_DELAY,
+    PING_SECONDS,
+    Address,
+    Connector,
+    Delays,
+    Slots,
+    describe,
+    send,
+)
+from geventws.topics.redis_subscriptions import Subscription
+
+__all__ = ["Channels", "ChannelsOwner"]
+
+log = logging.getLogger("geventws")
+
+#: Seconds of taking in messages at a stretch, messages after which the clock is looked at, and a sleep that lets the
+#: hub look at its sockets.
+SLICE_SECONDS, MESSAGES_BETWEEN_LOOKS, A_MOMENT = 0.005, 64, 1e-6
+#: Subscriptions that are sent at a time.
+SUBSCRIBED_AT_ONCE = 1000
+
+
+class Line(Protocol):
+    """What a connection knows of the server it leads to: the `Link`."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is no more: it is closed, or its greenlets are in a fork of their process."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a connection is lost and not all is well again."""
+
+    def connect(self, timeout: float | None) -> Any:
+        """A connection; raises one of ``FAILURES``."""
+
+    def look_whether_over(self) -> None:
+        """Something that was amiss is well again."""
+
+    def lost(self, error: BaseException) -> None:
+        """A connection is lost, or can't be made."""
+
+    def log_refusal(self, what: str, error: ResponseError) -> None:
+        """The server does not let us do something."""
+
+
+class ChannelsOwner(Protocol):
+    """What has the links to all servers."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the server is a cluster, as far as known."""
+
+    def use_slots(self, slots: Slots) -> None:
+        """A cluster's slots are known, or have moved."""
+
+    def history_command(self, subscription: Subscription, done: Callable[[Any], None]) -> Command:
+        """The command that reads what a subscription lacks."""
+
+
+class Channels:
+    """The channels of one server."""
+
+    def __init__(
+        self, line: Line, owner: ChannelsOwner, connector: Connector, address: Address, commands: Commands
+    ) -> None:
+        self._line = line
+        self._owner = owner
+        self._connector = connector
+        self._address = address
+        self._commands = commands
+        self._greenlets: list[gevent.Greenlet[..., Any]] = []
+        self.wanted: dict[bytes, Subscription] = {}
+        self._connection: Any = None
+        #: Channels that the server was asked to subscribe us to on the present connection.
+        self.sent: set[bytes] = set()
+        #: Channels for which that may not be what is wanted.
+        self.changed: dict[bytes, None] = {}
+        #: What the server's next acknowledgements are about: the channel, and the subscription or None.
+        self.expected: deque[tuple[bytes, Subscription | None]] = deque()
+        self._wishes = Event()
+        #: Subscriptions whose history is to be read.
+        self.behind: dict[Subscription, None] = {}
+        self._asks_for_slots = False
+
+    @property
+    def all_is_well(self) -> bool:
+        """Whether all that is wanted is subscribed, and has caught up."""
+        if self.wanted and self._connection is None:
+            return False
+        return not (self.changed or self.expected or self.behind)
+
+    def want(self, subscription: Subscription) -> None:
+        """Subscribes; ``subscription.ready`` is set when that is done, or can't be for now."""
+        channel = subscription.topic.channel
+        self.wanted[channel] = subscription
+        self.changed[channel] = None
+        if self._connection is None and self._line.is_lost:
+            subscription.give_up()
+        if not self._greenlets and not self._line.ended:
+            self._greenlets = [gevent.spawn(self._run), gevent.spawn(self._run_wishes)]
+        self._wishes.set()
+
+    def unwant(self, subscription: Subscription) -> None:
+        """Unsubscribes."""
+        channel = subscription.topic.channel
+        if self.wanted.get(channel) is subscription:
+            del self.wanted[channel]
+            self.behind.pop(subscription, None)
+            self.changed[channel] = None
+            self._wishes.set()
+        subscription.give_up()
+
+    def hand_over(self, subscription: Subscription, others: Channels) -> None:
+        """Leaves a subscription to another node, which has its slot now."""
+        was_known = subscription.active or subscription.told
+        del self.wanted[subscription.topic.channel]
+        self.behind.pop(subscription, None)
+        self.changed[subscription.topic.channel] = None
+        self._wishes.set()
+        if was_known:
+            subscription.broken()
+        subscription.requested = False
+        others.want(subscription)
+
+    def end(self) -> None:
+        """Closes the connection."""
+        for greenlet in self._greenlets:
+            if greenlet is not gevent.getcurrent():
+                greenlet.kill(block=False)
+
+    def _run(self) -> None:
+        delays = Delays()
+        while not self._line.ended:
+            connection = None
+            try:
+                connection = self._line.connect(PING_SECONDS)
+                delays.connected()
+                self._begin(connection)
+                self._read(connection)
+            except Exception as error:
+                if self._line.ended:
+                    return
+                self._connection = None
+                # The other connection may be lost too.
+                self._commands.check()
+                for subscription in list(self.wanted.values()):
+                    subscription.broken()
+                self._line.lost(error)
+            finally:
+                self._connection = None
+                if connection is not None:
+                    connection.disconnect()
+            delays.wait()
+
+    def _begin(self, connection: Any) -> None:
+        self.expected.clear()
+        self.sent.clear()
+        for subscription in self.wanted.values():
+            subscription.requested = False
+        self.changed = dict.fromkeys(self.wanted)
+        self._connection = connection
+        self._wishes.set()
+        self._line.look_whether_over()
+
+    def _run_wishes(self) -> None:
+        while not self._line.ended:
+            self._wishes.wait()
+            self._wishes.clear()
+            while self.changed and self._connection is not None:
+                connection = self._connection
+                commands = self._next_wishes()
+                if not commands:
+                    break
+                try:
+                    send(connection, commands)
+                except FAILURES as error:
+                    # The greenlet that reads finds out, and makes another.
+                    log.debug("Redis at %s: %s", describe(self._address), error)
+                    if self._connection is connection:
+                        self._connection = None
+            self._line.look_whether_over()
+
+    def _next_wishes(self) -> list[tuple[bytes, bytes]]:
+        subscribe, unsubscribe = (
+            (b"SSUBSCRIBE", b"SUNSUBSCRIBE") if self._owner.sharded else (b"SUBSCRIBE", b"UNSUBSCRIBE")
+        )
+        commands: list[tuple[bytes, bytes]] = []
+        while self.changed and len(commands) < SUBSCRIBED_AT_ONCE:
+            channel, _ = self.changed.popitem()
+            subscription = self.wanted.get(channel)
+            if subscription is not None:
+                # Again where one that is over still was subscribed: the answer tells from when on all is received.
+                if not subscription.requested:
+                    subscription.requested = True
+                    self.sent.add(channel)
+                    self.expected.append((channel, subscription))
+                    commands.append((subscribe, channel))
+            elif channel in self.sent:
+                self.sent.discard(channel)
+                self.expected.append((channel, None))
+                commands.append((unsubscribe, channel))
+        return commands
+
+    def _read(self, connection: Any) -> None:
+        read, wanted = connection.read_response, self.wanted
+        pinged = False
+        count, ends = 0, 0.0
+        while True:
+            try:
+                reply = read(disconnect_on_error=False)
+            except TimeoutError:
+                if pinged:
+                    raise ConnectionError(f"no answer for {2 * PING_SECONDS:g} s") from None
+                pinged = True
+                connection.send_command("PING", check_health=False)
+                continue
+            except ResponseError as error:
+                self._subscription_refused(error)
+                continue
+            if self._connection is not connection:
+                raise ConnectionError("the server is lost")
+            pinged = False
+            kind = reply[0]
+            if kind == b"message" or kind == b"smessage":
+                subscription = wanted.get(reply[1])
+                if subscription is not None and subscription.active:
+                    subscription.arrived(reply[2])
+            else:
+                self._acknowledged(kind, reply)
+            count += 1
+            if count % MESSAGES_BETWEEN_LOOKS == 0:
+                now = monotonic()
+                # One that was idle begins a stretch.
+                if now > ends + SLICE_SECONDS:
+                    ends = now + SLICE_SECONDS
+                elif now > ends:
+                    gevent.sleep(A_MOMENT)
+                    ends = monotonic() + SLICE_SECONDS
+
+    def _acknowledged(self, kind: Any, reply: Any) -> None:
+        if kind not in (b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"):
+            return
+        channel = reply[1]
+        if kind == b"sunsubscribe" and (not self.expected or self.expected[0] != (channel, None)):
+            # A cluster's slot has moved, and who has it now is to be asked.
+            self._moved(channel)
+            return
+        if not self.expected or self.expected[0][0] != channel:
+            raise ConnectionError("the server has acknowledged what it was not asked")
+        _, subscription = self.expected.popleft()
+        if subscription is not None and self.wanted.get(channel) is subscription:
+            subscription.acknowledged()
+        if not self.expected:
+            self._line.look_whether_over()
+
+    def _moved(self, channel: bytes) -> None:
+        self.sent.discard(channel)
+        subscription = self.wanted.get(channel)
+        if subscription is not None:
+            subscription.broken()
+        self._ask_for_slots()
+
+    def _subscription_refused(self, error: ResponseError) -> None:
+        if isinstance(error, AuthenticationError) or not self.expected:
+            raise ConnectionError(str(error))
+        channel, subscription = self.expected.popleft()
+        self.sent.discard(channel)
+        if subscription is None:
+            return
+        if isinstance(error, ELSEWHERE):
+            subscription.requested = False
+            subscription.give_up()
+            self._ask_for_slots()
+            return
+        self._line.log_refusal("subscriptions", error)
+        subscription.refused()
+
+    def _ask_for_slots(self) -> None:
+        """Asks, over the other connection, who has the slots now; whose subscriptions are here is settled by that."""
+
+        def done(reply: Any) -> None:
+            self._asks_for_slots = False
+            # Once more what is still to be here.
+            for channel, subscription in self.wanted.items():
+                if not subscription.requested:
+                    self.changed[channel] = None
+            gevent.spawn_later(FIRST_DELAY, self._wishes.set)
+
+        if self._asks_for_slots:
+            return
+        self._asks_for_slots = True
+        gevent.spawn(self._refresh_slots, done)
+
+    def _refresh_slots(self, done: Callable[[Any], None]) -> None:
+        try:
+            connection, _ = self._connector.connect(self._address, self._connector.timeout)
+            try:
+                self._owner.use_slots(self._connector.slots(connection, self._address))
+            finally:
+                connection.disconnect()
+        except FAILURES:
+            pass
+        done(None)
+
+    def read_history(self, subscription: Subscription) -> None:
+        """Has a subscription catch up, now or once the server is back."""
+        self.behind[subscription] = None
+
+        def done(reply: Any) -> None:
+            if subscription not in self.behind:
+                return
+            if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
+                # It is read once the server is back.
+                subscription.give_up()
+                return
+            if isinstance(reply, ResponseError):
+                del self.behind[subscription]
+                self._line.log_refusal("histories", reply)
+                subscription.not_caught_up()
+            else:
+                del self.behind[subscription]
+                subscription.caught_up(reply)
+            self._line.look_whether_over()
+
+        if not self._commands.submit(self._owner.history_command(subscription, done)):
+            subscription.give_up()

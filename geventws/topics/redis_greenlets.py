@@ -1,0 +1,260 @@
+"""A broker in a process that gevent has patched: greenlets send, receive and keep up the members' leases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import get_hub
+from gevent.event import AsyncResult
+from gevent.hub import Hub
+from redis.exceptions import RedisError
+
+from geventws.errors import UsageError
+from geventws.topics.nouns import Member, Position
+from geventws.topics.redis_commands import Command, Publication
+from geventws.topics.redis_connections import Slots
+from geventws.topics.redis_links import Link
+from geventws.topics.redis_presence import Attendance
+from geventws.topics.redis_process import Broker, Running
+from geventws.topics.redis_subscriptions import Subscription
+from geventws.topics.wire import Topic, encode_presence
+
+__all__ = ["Greenlets"]
+
+#: Seconds that the end of a process may wait for what is yet to be sent.
+EXIT_SECONDS = 1.0
+
+
+class Greenlets(Running):
+    """A broker in one process."""
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__(broker)
+        self.hub = get_hub()
+        self.links: dict[Any, Link] = {self.connector.address: Link(self, self.connector, self.connector.address)}
+        #: The link where there is but one server.
+        self._only: Link | None = self.links[self.connector.address]
+        self.attendance = Attendance(self, self.names, self.worker_id)
+        self._looking = False
+
+    @property
+    def available(self) -> bool:
+        """Whether Redis can be reached, as far as known."""
+        return not any(link.is_lost for link in self.links.values())
+
+    # What links need of their owner.
+
+    def link(self, slot: int) -> Link:
+        """The link to the server that has a slot."""
+        if self._only is not None:
+            return self._only
+        assert self.slots is not None
+        return self.links[self.slots.node(slot)]
+
+    def use_slots(self, slots: Slots) -> None:
+        """A cluster's slots are known, or have moved: everything goes to where it belongs."""
+        if slots == self.slots:
+            return
+        first = self.slots is None
+        self.slots = slots
+        self._only = None
+        old = dict(self.links)
+        for address in slots.nodes:
+            if address not in self.links:
+                self.links[address] = Link(self, self.connector, address)
+        gone = [link for address, link in old.items() if address not in slots.nodes]
+        for link in gone:
+            del self.links[link.address]
+        for link in old.values():
+            for later in {self.link(command.slot) for command in link.commands.in_flight}:
+                if later is not link:
+                    later.commands.come_behind(link.commands)
+            for command in link.commands.take_outbox():
+                if first and command.arguments[0] == b"PUBLISH":
+                    command.arguments = (b"SPUBLISH", *command.arguments[1:])
+                elif first and command.arguments[-1] == b"PUBLISH":
+                    command.arguments = (*command.arguments[:-1], b"SPUBLISH")
+                self.ask_later(command)
+            for subscription in list(link.channels.wanted.values()):
+                new = self.link(subscription.topic.slot)
+                if new is not link:
+                    link.channels.hand_over(subscription, new.channels)
+        for link in gone:
+            link.leave_cluster()
+
+    def send_again(self, commands: list[Command]) -> None:
+        """Sends what another node is to do, before all else."""
+        by_link: dict[Link, list[Command]] = {}
+        for command in commands:
+            by_link.setdefault(self.link(command.slot), []).append(command)
+        for link, those in by_link.items():
+            link.commands.submit_first(those)
+
+    def deliver_here(self, publication: Publication) -> None:
+        """A message that was taken to be sent, and was not."""
+        assert publication.topic is not None
+        if publication.topic in self.subscriptions:
+            try:
+                self.inbox.receiver.message(publication.topic, publication.opcode, publication.payload, None)
+            except Exception:
+                self.inbox.failed()
+
+    def history_command(self, subscription: Subscription, done: Callable[[Any], None]) -> Command:
+        """The command that reads what a subscription lacks."""
+        since = subscription.position
+        return self.read_command(subscription.topic, b"" if since is None else str(since).encode(), b"+", done)
+
+    def lost(self, link: Link) -> None:
+        """A server does not answer; in a cluster another one may have its slots."""
+        if self.slots is None or self._looking:
+            return
+        self._looking = True
+        gevent.spawn(self._look_for_slots, link)
+
+    def _look_for_slots(self, link: Link) -> None:
+        try:
+            for address in [other for other in self.links if other != link.address] + [self.connector.address]:
+                try:
+                    connection, _ = self.connector.connect(address, self.connector.timeout)
+                    try:
+                        self.use_slots(self.connector.slots(connection, address))
+                        return
+                    finally:
+                        connection.disconnect()
+                except (RedisError, OSError):
+                    continue
+        finally:
+            self._looking = False
+
+    # What the broker does.
+
+    def publish(self, name: str, opcode: int, payload: bytes) -> bool:
+        """See `RedisBroker`."""
+        if get_hub() is not self.hub:
+            # Of another thread: its order is that in which it calls.
+            self.hub.loop.run_callback_threadsafe(self._publish, self.topics.get(name), opcode, payload)
+            return self.available
+        topic = self.topics.get(name)
+        commands = self.link(topic.slot).commands
+        if commands.is_full and not isinstance(gevent.getcurrent(), Hub):
+            commands.wait_for_room()
+        return self._publish(topic, opcode, payload)
+
+    def _publish(self, topic: Topic, opcode: int, payload: bytes) -> bool:
+        if self.link(topic.slot).commands.submit(self.publication(topic, opcode, payload)):
+            return True
+        self.statistics.unsent += 1
+        return False
+
+    def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:
+        """The replies to commands, for which this greenlet waits."""
+        self._check_thread()
+        results: list[AsyncResult[Any]] = [AsyncResult() for _ in makes]
+        for make, result in zip(makes, results, strict=True):
+            self.ask_later(make(result.set))
+        replies = [result.get() for result in results]
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    def ask_later(self, command: Command) -> None:
+        """Has a command done; its ``done`` is called in any case."""
+        commands = self.link(command.slot).commands
+        if not commands.submit(command):
+            commands.drop([command])
+
+    def subscribe(self, name: str) -> Position | None:
+        """See `RedisBroker`."""
+        self._check_thread()
+        subscription = self.subscriptions.get(name)
+        if subscription is None:
+            topic = self.make_topic(name)
+            subscription = Subscription(topic, self.inbox, self._read_history)
+            self.subscriptions[name] = subscription
+            self.link(topic.slot).channels.want(subscription)
+        subscription.ready.wait()
+        return subscription.position
+
+    def _read_history(self, subscription: Subscription) -> None:
+        self.link(subscription.topic.slot).channels.read_history(subscription)
+
+    def unsubscribe(self, name: str) -> None:
+        """See `RedisBroker`."""
+        subscription = self.subscriptions.pop(name, None)
+        if subscription is not None:
+            self.link(subscription.topic.slot).channels.unwant(subscription)
+
+    def join(self, name: str, member: Member) -> None:
+        """See `RedisBroker`."""
+        encode_presence("join", member)
+        self.attendance.join(self.topics.get(name), member)
+
+    def leave(self, name: str, member: Member) -> None:
+        """See `RedisBroker`."""
+        self.attendance.leave(self.topics.get(name), member)
+
+    def members(self, name: str) -> list[Member]:
+        """See `RedisBroker`."""
+        self.attendance.watch()
+        return super().members(name)
+
+    def watch_members(self) -> None:
+        """See `RedisBroker`."""
+        self.attendance.watch()
+
+    def own_members(self, name: str) -> list[Member]:
+        """The members of this process."""
+        return self.attendance.members(name)
+
+    def own_leases(self) -> set[str]:
+        """The leases of this process."""
+        return {self.attendance.lease}
+
+    def flush(self, timeout: float | None) -> None:
+        """See `RedisBroker`."""
+        self._check_thread()
+        ends = None if timeout is None else monotonic() + timeout
+        lost = self.statistics.unsent + self.statistics.unconfirmed
+        # Once more for what a node of a cluster has sent on to another.
+        for _ in range(2):
+            for link in list(self.links.values()):
+                if not link.commands.is_busy:
+                    continue
+                result: AsyncResult[Any] = AsyncResult()
+                if not link.commands.submit(Command(0, (b"PING",), 0, None, result.set)):
+                    raise ConnectionError("Redis is away")
+                with gevent.Timeout(None if ends is None else max(ends - monotonic(), 0), TimeoutError("flush")):
+                    if isinstance(result.get(), Exception):
+                        raise ConnectionError("Redis is away")
+        if any(link.commands.refuses for link in self.links.values()):
+            raise ConnectionError("Redis is away")
+        if self.statistics.unsent + self.statistics.unconfirmed > lost:
+            raise ConnectionError("Redis was lost, and messages with it")
+
+    def close(self) -> None:
+        """See `RedisBroker`."""
+        try:
+            if get_hub() is self.hub and self.available:
+                with gevent.Timeout(EXIT_SECONDS, False):  # type: ignore[arg-type]
+                    self.attendance.close()
+                    self.flush(None)
+        except (ConnectionError, RedisError):
+            pass
+        finally:
+            if get_hub() is self.hub:
+                self._end()
+            else:
+                self.hub.loop.run_callback_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self.attendance.end()
+        for link in list(self.links.values()):
+            link.end()
+
+    def _check_thread(self) -> None:
+        if get_hub() is not self.hub:
+            raise UsageError("these topics belong to another thread: only publish can be called from this one")

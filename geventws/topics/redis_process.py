@@ -1,0 +1,181 @@
+"""What a broker is in one process, whether messages are received there or only sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import urandom
+from typing import Any, Protocol
+
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+
+from geventws.topics.nouns import Member, Position
+from geventws.topics.redis_commands import Command, Publication
+from geventws.topics.redis_connections import Connector, Slots
+from geventws.topics.redis_scripts import LIVE, PUBLISH, READ, Script
+from geventws.topics.redis_subscriptions import Inbox, Receiver, Subscription
+from geventws.topics.statistics import Statistics
+from geventws.topics.wire import (
+    Malformed,
+    Names,
+    Topic,
+    TopicTable,
+    decode_entry,
+    decode_position,
+    encode_plain,
+    kind_of,
+    missing_before,
+)
+
+__all__ = ["Broker", "Running"]
+
+#: Topics whose sequence numbers a process remembers.
+TOPICS = 10_000
+
+#: Of a message that needs nothing more than to be counted.
+_PLAIN = Publication(None, 0, b"")
+
+
+class Broker(Protocol):
+    """What is the same in all processes."""
+
+    connector: Connector
+    names: Names
+    receiver: Receiver
+    max_message_size: int | None
+    history: Callable[[str], int]
+    history_milliseconds: bytes
+    statistics: Statistics
+
+
+class Running:
+    """A broker in one process."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.connector = broker.connector
+        self.names = broker.names
+        self.statistics = broker.statistics
+        self.origin = urandom(8)
+        self.worker_id = self.origin.hex()
+        self.inbox = Inbox(broker.receiver, self.origin, broker.max_message_size, broker.statistics)
+        self.topics = TopicTable(TOPICS, self.make_topic)
+        self.subscriptions: dict[str, Subscription] = {}
+        self.slots: Slots | None = None
+        self._history = broker.history
+        self._history_milliseconds = broker.history_milliseconds
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the server is a cluster."""
+        return self.slots is not None
+
+    @property
+    def publish_command(self) -> bytes:
+        """How to publish to a channel."""
+        return b"PUBLISH" if self.slots is None else b"SPUBLISH"
+
+    def make_topic(self, name: str) -> Topic:
+        """What is known of a topic, which may be none of those used last."""
+        channel = self.names.channel(name)
+        return Topic(name, channel, key_slot(channel), self._history(name))
+
+    def script(
+        self, script: Script, slot: int, keys: tuple[bytes, ...], arguments: tuple[bytes, ...], done: Any = None
+    ) -> Command:
+        """A command that runs a script."""
+        return Command(slot, (b"EVALSHA", script.hash, b"%d" % len(keys), *keys, *arguments), 0, None, done)
+
+    def publication(self, topic: Topic, opcode: int, payload: bytes) -> Command:
+        """The command that publishes a message."""
+        if not topic.history:
+            data = encode_plain(opcode, self.origin, topic.sequence, payload)
+            topic.sequence += 1
+            return Command(topic.slot, (self.publish_command, topic.channel, data), len(data), _PLAIN)
+        return Command(
+            topic.slot,
+            (
+                b"EVALSHA",
+                PUBLISH.hash,
+                b"2",
+                topic.stream,
+                topic.channel,
+                b"%d" % topic.history,
+                self._history_milliseconds,
+                kind_of(opcode),
+                payload,
+                self.publish_command,
+            ),
+            len(payload),
+            Publication(topic.name, opcode, payload),
+        )
+
+    def read_command(self, topic: Topic, since: bytes, up_to: bytes, done: Any) -> Command:
+        """The command that reads a history."""
+        return self.script(READ, topic.slot, (topic.stream,), (since, up_to, self._history_milliseconds), done)
+
+    def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:
+        """The replies to the commands that ``makes`` make. Blocks; raises one of redis-py's errors."""
+        raise NotImplementedError
+
+    def missed(self, name: str, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
+        """See `RedisBroker`."""
+        if up_to.epoch != since.epoch or up_to.offset < since.offset:
+            return None
+        topic = self.topics.get(name)
+        try:
+            [reply] = self.ask(lambda done: self.read_command(topic, str(since).encode(), str(up_to).encode(), done))
+            last = decode_position(reply[0])
+            found = [(decode_position(entry[0]), *decode_entry(entry)) for entry in reply[1]]
+        except (RedisError, Malformed):
+            return None
+        if last.epoch != since.epoch or last.offset < up_to.offset:
+            return None
+        return found if missing_before(since, up_to, [item[0].offset for item in found]) == 0 else None
+
+    def position(self, name: str) -> Position | None:
+        """See `RedisBroker`."""
+        topic = self.topics.get(name)
+        if not topic.history:
+            return None
+        try:
+            [reply] = self.ask(lambda done: self.read_command(topic, b"", b"+", done))
+            return decode_position(reply[0])
+        except (RedisError, Malformed):
+            return None
+
+    def reached(self, name: str) -> Position | None:
+        """See `RedisBroker`."""
+        subscription = self.subscriptions.get(name)
+        return None if subscription is None else subscription.position
+
+    def members(self, name: str) -> list[Member]:
+        """See `RedisBroker`."""
+        topic = self.topics.get(name)
+        try:
+            values, live = self._read_members(topic)
+        except RedisError:
+            return self.own_members(name)
+        living = {lease.decode() for lease in live} | self.own_leases()
+        found = []
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            lease, _, rest = value.decode("utf-8", "replace").partition(" ")
+            since, _, member = rest.partition(" ")
+            if lease in living and since.isdecimal():
+                found.append((int(since), Member(member, key.decode("utf-8", "replace"))))
+        return [member for _, member in sorted(found, key=lambda item: item[0])]
+
+    def _read_members(self, topic: Topic) -> tuple[Any, Any]:
+        workers = self.names.workers
+        values, live = self.ask(
+            lambda done: Command(topic.slot, (b"HGETALL", topic.members), 0, None, done),
+            lambda done: self.script(LIVE, key_slot(workers), (workers,), (), done),
+        )
+        return values, live
+
+    def own_members(self, name: str) -> list[Member]:
+        """The members of this process."""
+        return []
+
+    def own_leases(self) -> set[str]:
+        """The leases of this process."""
+        return set()
