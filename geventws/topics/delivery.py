@@ -202,7 +202,7 @@ class Deliverer:
                         if delivery.position % between == 0 and self._late():
                             return
                 except Exception:
-                    connection.broke("an extension failed at a message to many, which ended its session")
+                    connection.broke("a message to many could not be sent to one session, which ended it with 1011")
                 except BaseException:
                     # A signal's; who knows what of the message is in the output, and what the compressor thinks.
                     connection.terminate()
