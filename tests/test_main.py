@@ -312,3 +312,29 @@ class TestReload:
                 return False
 
             wait_until(is_gone)
+
+
+class TestPublish:
+    """What is published stands in test_topics_redis.py."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["--url", "redis://127.0.0.1", "", "x"], "a topic has 1 to 255 bytes"),
+            (["--url", "redis://127.0.0.1", "--binary", "news", "x"], "--binary is for what standard input brings"),
+            (["--url", "http://127.0.0.1", "news", "x"], "must begin with redis://"),
+            (["--url", "redis://127.0.0.1", "--namespace", "a:b", "news", "x"], "namespace must be"),
+            (["--url", "redis://127.0.0.1", "--history", "-1", "news", "x"], "history must be"),
+            (["news", "x"], "REDIS_URL in the environment"),
+            (["news"], "message"),
+        ],
+    )
+    def test_wrong_arguments(
+        self, arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pytest.importorskip("redis")
+        monkeypatch.delenv("REDIS_URL", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            main(["publish", *arguments])
+        assert ended.value.code == 2
+        assert told in capsys.readouterr().err

@@ -278,16 +278,8 @@ def test_the_command_publishes() -> None:
         assert run(*url, "--history", "5", "h", "kept").returncode == 0
         assert texts(peer, 1) == ["kept"]
         wait_until(lambda: (topics.position("h") or Position(0, 0)).offset == 1)
-        for arguments, given, status, told in (
-            ((*url, "news", "-"), b"\xff", 2, b"not UTF-8"),
-            ((*url, "", "x"), b"", 2, b"topic"),
-            ((*url, "--binary", "news", "x"), b"", 2, b"--binary"),
-            (("--url", "http://127.0.0.1", "news", "x"), b"", 2, b"redis://"),
-            (("news", "x"), b"", 2, b"REDIS_URL"),
-        ):
-            done = run(*arguments, given=given)
-            assert (done.returncode, told in done.stderr) == (status, True), done.stderr
-            assert b"Traceback" not in done.stderr
+        done = run(*url, "news", "-", given=b"\xff")
+        assert (done.returncode, b"not UTF-8" in done.stderr) == (2, True), done.stderr
         server.kill()
         done = run(*url, "news", "lost")
         assert done.returncode == 1

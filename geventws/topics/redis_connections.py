@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterable
-from random import random
 from time import monotonic
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -257,5 +256,5 @@ class Delays:
         if self._connected and monotonic() - self._connected > LONGEST_DELAY:
             self._longest = FIRST_DELAY
         self._connected = 0.0
-        gevent.sleep(random() * self._longest)
+        gevent.sleep(int.from_bytes(os.urandom(4), "big") / 2**32 * self._longest)
         self._longest = min(self._longest * 2, LONGEST_DELAY)
