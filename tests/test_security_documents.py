@@ -74,7 +74,7 @@ def test_the_rows_of_the_threat_model_are_whole() -> None:
             continue
         assert len(cells) == 4, cells
         assert cells[1], cells
-        if "planned with topics" not in cells[1] and "no client in this version" not in cells[1]:
+        if "no client in this version" not in cells[1]:
             assert "::" in cells[2] or cells[2] == "the same", cells
 
 
