@@ -166,7 +166,7 @@ def running(kind: str, *options: str, **others: Any) -> Iterator[RedisServer]:
 @contextmanager
 def cluster(kind: str, count: int = 3) -> Iterator[list[RedisServer]]:
     """A cluster without replicas, each node with its part of the slots, which goes on when a node is lost."""
-    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no")
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "500", "--cluster-require-full-coverage", "no")
     servers = [RedisServer(kind, *options, "--cluster-config-file", "nodes.conf") for _ in range(count)]
     try:
         clients = [server.start().client() for server in servers]

@@ -1185,6 +1185,7 @@ def test_a_cluster() -> None:
             assert len([line for line in log if "is lost" in line]) in (1, 2), log
         with brokers(servers[2].url) as (broker, receiver):
             move_a_slot(servers, broker, receiver)
+            stop_a_cluster(servers, broker, receiver)
 
 
 def move_a_slot(servers: list[RedisServer], broker: Any, receiver: Recorder) -> None:
@@ -1220,6 +1221,38 @@ def move_a_slot(servers: list[RedisServer], broker: Any, receiver: Recorder) -> 
     assert broker.statistics.lost == 0
     for client in clients:
         client.close()
+
+
+def stop_a_cluster(servers: list[RedisServer], broker: Any, receiver: Recorder) -> None:
+    """Has all nodes refuse everything since one is lost."""
+    for server in servers:
+        with server.client() as client:
+            client.config_set("cluster-require-full-coverage", "yes")
+    topics = [f"h10-{number}" for number in range(30)]
+    for topic in topics:
+        broker.subscribe(topic)
+    with logged() as log:
+        servers[2].kill()
+        # What has no position is delivered here, at the latest once the nodes have refused it.
+        for topic in topics:
+            wait_until(lambda: _published(broker, receiver, topic))  # noqa: B023
+        assert len([line for line in log if "is lost" in line]) == 1
+        assert len([line for line in log if "refuses messages" in line]) == 2
+        servers[2].start()
+        wait_until(lambda: broker.available)
+        for topic in topics:
+            wait_until(lambda: _published(broker, receiver, topic, True))  # noqa: B023
+        assert len([line for line in log if "is back" in line]) == 1
+
+
+def _published(broker: Any, receiver: Recorder, topic: str, positioned: bool = False) -> bool:
+    """Whether a message comes back with a position, or without."""
+    before = len(receiver.messages)
+    if broker.publish(topic, 1, b""):
+        wait_until(lambda: topic in [message[0] for message in receiver.messages[before:]])
+        last = [message for message in receiver.messages[before:] if message[0] == topic][-1]
+        return (last[3] is not None) == positioned
+    return not positioned
 
 
 # -- The package

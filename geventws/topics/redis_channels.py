@@ -13,12 +13,11 @@ from typing import Any, Protocol
 
 import gevent
 from gevent.event import Event
-from redis.exceptions import AuthenticationError, ConnectionError, ResponseError, TimeoutError
+from redis.exceptions import AuthenticationError, ClusterDownError, ConnectionError, ResponseError, TimeoutError
 
 from geventws.topics.redis_commands import ELSEWHERE, Command, Commands
 from geventws.topics.redis_connections import (
     FAILURES,
-    FIRST_DELAY,
     PING_SECONDS,
     Address,
     Connector,
@@ -36,6 +35,8 @@ log = logging.getLogger("geventws")
 #: Seconds of taking in messages at a stretch, messages after which the clock is looked at, and a sleep that lets the
 #: hub look at its sockets.
 SLICE_SECONDS, MESSAGES_BETWEEN_LOOKS, A_MOMENT = 0.005, 64, 1e-6
+#: Seconds after which a cluster is asked again that was not complete.
+CLUSTER_SECONDS = 0.5
 #: Subscriptions that are sent at a time.
 SUBSCRIBED_AT_ONCE = 1000
 
@@ -288,7 +289,7 @@ class Channels:
         self.sent.discard(channel)
         if subscription is None:
             return
-        if isinstance(error, ELSEWHERE):
+        if isinstance(error, (*ELSEWHERE, ClusterDownError)):
             subscription.requested = False
             subscription.give_up()
             self._ask_for_slots()
@@ -305,7 +306,7 @@ class Channels:
             for channel, subscription in self.wanted.items():
                 if not subscription.requested:
                     self.changed[channel] = None
-            gevent.spawn_later(FIRST_DELAY, self._wishes.set)
+            gevent.spawn_later(CLUSTER_SECONDS, self._wishes.set)
 
         if self._asks_for_slots:
             return
@@ -323,6 +324,10 @@ class Channels:
             pass
         done(None)
 
+    def _read_again(self, subscription: Subscription) -> None:
+        if subscription in self.behind and not self._line.ended:
+            self.read_history(subscription)
+
     def read_history(self, subscription: Subscription) -> None:
         """Has a subscription catch up, now or once the server is back."""
         self.behind[subscription] = None
@@ -333,6 +338,11 @@ class Channels:
             if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
                 # It is read once the server is back.
                 subscription.give_up()
+                return
+            if isinstance(reply, ClusterDownError):
+                # It lacks a node, or this one has only just come back to it.
+                subscription.give_up()
+                gevent.spawn_later(CLUSTER_SECONDS, self._read_again, subscription)
                 return
             if isinstance(reply, ResponseError):
                 del self.behind[subscription]

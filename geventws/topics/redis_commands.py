@@ -14,7 +14,6 @@ import gevent
 from gevent.event import Event
 from redis.exceptions import (
     AskError,
-    ClusterDownError,
     ConnectionError,
     MovedError,
     NoScriptError,
@@ -47,8 +46,8 @@ COMMAND_SIZE = 64
 #: Seconds of idleness after which a connection is looked at before it is used.
 STALE_SECONDS = 0.1
 #: What a node says of a slot that it does not have, or not yet, or no more.
-ELSEWHERE = (MovedError, AskError, TryAgainError, ClusterDownError)
-#: How often a cluster is asked again that is moving a slot or choosing a primary, each time after `FIRST_DELAY`.
+ELSEWHERE = (MovedError, AskError, TryAgainError)
+#: How often a cluster is asked again that is moving a slot, each time after `FIRST_DELAY`.
 CLUSTER_ATTEMPTS = 40
 #: How often a script is loaded again for one command.
 SCRIPT_ATTEMPTS = 3
@@ -348,7 +347,7 @@ class Commands:
             if command.attempts <= CLUSTER_ATTEMPTS and isinstance(error, ELSEWHERE):
                 moved = error
                 again.append(command)
-            elif command.attempts <= 3 and isinstance(error, NoScriptError):
+            elif command.attempts <= SCRIPT_ATTEMPTS and isinstance(error, NoScriptError):
                 again.append(command)
             else:
                 self._refuse(command, error)
@@ -359,7 +358,7 @@ class Commands:
                 load_scripts(connection)
             if moved is not None:
                 if not isinstance(moved, MovedError):
-                    # A slot that is on its way, or a cluster that is choosing a primary.
+                    # A slot that is on its way.
                     gevent.sleep(FIRST_DELAY)
                 try:
                     self._owner.use_slots(self._connector.slots(connection, self._address))

@@ -14,7 +14,13 @@ from weakref import WeakSet
 
 import gevent
 from redis.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
 
 from geventws.peer_log import escape, shorten
 from geventws.topics.redis_scripts import SCRIPTS
