@@ -5,7 +5,6 @@ What is wanted and what the server was asked for are kept apart: many who come a
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
@@ -23,18 +22,14 @@ from geventws.topics.redis_connections import (
     Connector,
     Delays,
     Slots,
-    describe,
     send,
 )
 from geventws.topics.redis_subscriptions import Subscription
 
 __all__ = ["Channels", "ChannelsOwner"]
 
-log = logging.getLogger("geventws")
-
-#: Seconds of taking in messages at a stretch, messages after which the clock is looked at, and a sleep that lets the
-#: hub look at its sockets.
-SLICE_SECONDS, MESSAGES_BETWEEN_LOOKS, A_MOMENT = 0.005, 64, 1e-6
+#: Seconds of taking in messages at a stretch, and a sleep that lets the hub look at its sockets.
+SLICE_SECONDS, A_MOMENT = 0.005, 1e-6
 #: Seconds after which a cluster is asked again that was not complete.
 CLUSTER_SECONDS = 0.5
 #: Subscriptions that are sent at a time.
@@ -195,9 +190,8 @@ class Channels:
                     break
                 try:
                     send(connection, commands)
-                except FAILURES as error:
+                except FAILURES:
                     # The greenlet that reads finds out, and makes another.
-                    log.debug("Redis at %s: %s", describe(self._address), error)
                     if self._connection is connection:
                         self._connection = None
             self._line.look_whether_over()
@@ -226,7 +220,7 @@ class Channels:
     def _read(self, connection: Any) -> None:
         read, wanted = connection.read_response, self.wanted
         pinged = False
-        count, ends = 0, 0.0
+        ends = 0.0
         while True:
             try:
                 reply = read(disconnect_on_error=False)
@@ -249,15 +243,9 @@ class Channels:
                     subscription.arrived(reply[2])
             else:
                 self._acknowledged(kind, reply)
-            count += 1
-            if count % MESSAGES_BETWEEN_LOOKS == 0:
-                now = monotonic()
-                # One that was idle begins a stretch.
-                if now > ends + SLICE_SECONDS:
-                    ends = now + SLICE_SECONDS
-                elif now > ends:
-                    gevent.sleep(A_MOMENT)
-                    ends = monotonic() + SLICE_SECONDS
+            if monotonic() > ends:
+                gevent.sleep(A_MOMENT)
+                ends = monotonic() + SLICE_SECONDS
 
     def _acknowledged(self, kind: Any, reply: Any) -> None:
         if kind not in (b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"):
@@ -300,7 +288,7 @@ class Channels:
     def _ask_for_slots(self) -> None:
         """Asks, over the other connection, who has the slots now; whose subscriptions are here is settled by that."""
 
-        def done(reply: Any) -> None:
+        def done() -> None:
             self._asks_for_slots = False
             # Once more what is still to be here.
             for channel, subscription in self.wanted.items():
@@ -313,7 +301,7 @@ class Channels:
         self._asks_for_slots = True
         gevent.spawn(self._refresh_slots, done)
 
-    def _refresh_slots(self, done: Callable[[Any], None]) -> None:
+    def _refresh_slots(self, done: Callable[[], None]) -> None:
         try:
             connection, _ = self._connector.connect(self._address, self._connector.timeout)
             try:
@@ -322,7 +310,7 @@ class Channels:
                 connection.disconnect()
         except FAILURES:
             pass
-        done(None)
+        done()
 
     def _read_again(self, subscription: Subscription) -> None:
         if subscription in self.behind and not self._line.ended:

@@ -88,18 +88,26 @@ class Names:
 class Topic:
     """What a process knows of a topic that it publishes to or reads."""
 
-    __slots__ = ("channel", "history", "members", "name", "sequence", "slot", "stream")
+    __slots__ = ("channel", "history", "name", "sequence", "slot")
 
     def __init__(self, name: str, channel: bytes, slot: int, history: int) -> None:
         self.name = name
         self.channel = channel
-        self.stream = channel + b":log"
-        self.members = channel + b":members"
         self.slot = slot
         #: Messages that are kept; 0 for none.
         self.history = history
         #: The number of the next message without a position.
         self.sequence = 0
+
+    @property
+    def stream(self) -> bytes:
+        """The key of the history."""
+        return self.channel + b":log"
+
+    @property
+    def members(self) -> bytes:
+        """The key of the members."""
+        return self.channel + b":members"
 
 
 class TopicTable:
