@@ -22,7 +22,7 @@ from report import CLIENT_IS_FULL, machine, versions
 __all__ = ["TARGETS", "Target", "markdown", "needed"]
 
 OURS, WORKER, FLASK = "geventws", "geventws-gunicorn", "geventws-flask"
-PUBLISHING = ("publish", "topic", "topic-10k")
+PUBLISHING = ("publish", "publish-10k", "publish-deflate", "topic", "topic-10k")
 DEFLATING = ("uwebsockets", "ws", "aiohttp", "websockets")
 
 
