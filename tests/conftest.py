@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 import geventws
 
 
 def pytest_report_header() -> str:
     return f"geventws {geventws.__version__}: {geventws.build()} build from {os.path.dirname(geventws.__file__)}"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The faults are measured: nothing else runs beside them."""
+    return 0 if config.option.markexpr == "faults" else min(os.cpu_count() or 1, 4)
 
 
 def pytest_configure() -> None:

@@ -369,7 +369,7 @@ class TestDefaultSession:
         """Most are: the server answers the peer's Close frame and closes the socket."""
 
         def count() -> int:
-            return sum(isinstance(thing, Entry) for thing in gc.get_objects())
+            return sum(type(thing) is Entry for thing in gc.get_objects())
 
         app = WebSockets(ping_interval=None)
         app.route("/")(echo)
