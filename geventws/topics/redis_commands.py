@@ -30,6 +30,7 @@ from geventws.topics.redis_connections import (
     Connector,
     Delays,
     Slots,
+    is_readable,
     load_scripts,
     send,
 )
@@ -382,7 +383,7 @@ class Stale(Exception):
 def _check(connection: Any, ping: bool) -> None:
     """Raises `Stale` if the server has closed the connection, or if a ping is not answered."""
     try:
-        if connection.can_read():
+        if is_readable(connection):
             raise Stale
         if ping:
             connection.send_command("PING", check_health=False)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterable
+from select import POLLIN
 from time import monotonic
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import gevent
+from gevent.monkey import get_original
 from redis.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import (
     AuthenticationError,
@@ -50,6 +52,8 @@ _SCHEMES = {
     "valkeys": "rediss",
     "unix": "unix",
 }
+
+_poll = get_original("select", "poll")
 
 _forks = 0
 #: Whose sockets a child of this process must not touch.
@@ -221,6 +225,19 @@ def _greeting(connection: Any) -> Greeting:
     if fields.get(b"role") in (b"replica", b"slave") and mode != b"cluster":
         raise Refused("it is a replica, which takes no messages")
     return Greeting(mode == b"cluster")
+
+
+def is_readable(connection: Any) -> bool:
+    """Whether something has come in where nothing is due, such as the end of the connection.
+
+    redis-py's ``can_read`` asks gevent's ``poll``, which on libuv's loop is wrong for one new socket in four.
+    """
+    socket = connection._sock
+    if socket is None:
+        return True
+    poll = _poll()
+    poll.register(socket.fileno(), POLLIN)
+    return bool(poll.poll(0))
 
 
 def load_scripts(connection: Any) -> None:

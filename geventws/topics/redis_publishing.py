@@ -13,7 +13,16 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from geventws.errors import UsageError
 from geventws.topics.nouns import Member, Position
 from geventws.topics.redis_commands import Command
-from geventws.topics.redis_connections import FAILURES, Address, Connector, Slots, current_process, load_scripts, reason
+from geventws.topics.redis_connections import (
+    FAILURES,
+    Address,
+    Connector,
+    Slots,
+    current_process,
+    is_readable,
+    load_scripts,
+    reason,
+)
 from geventws.topics.redis_process import Broker, Running
 
 __all__ = ["Synchronous"]
@@ -94,7 +103,7 @@ class SynchronousLink:
         connection = self._connections.get(address)
         if connection is not None:
             try:
-                if not connection.can_read():
+                if not is_readable(connection):
                     return connection
             except FAILURES:
                 pass
