@@ -51,7 +51,7 @@ ELSEWHERE = (MovedError, AskError, TryAgainError)
 #: How often a cluster is asked again that is moving a slot, each time after `FIRST_DELAY`.
 CLUSTER_ATTEMPTS = 40
 #: How often a script is loaded again for one command.
-SCRIPT_ATTEMPTS = 3
+SCRIPT_ATTEMPTS = 16
 
 
 class Publication:
