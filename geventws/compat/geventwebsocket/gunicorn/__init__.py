@@ -1,0 +1,1 @@
+"""``geventwebsocket.gunicorn``: the gunicorn worker."""

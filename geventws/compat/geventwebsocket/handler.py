@@ -1,0 +1,61 @@
+"""``geventwebsocket.handler``: the handler class for gevent's own ``pywsgi.WSGIServer``, and for geventws' server."""
+
+from __future__ import annotations
+
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import Any
+
+from gevent import pywsgi
+
+from geventws.accepting import WaitingRoom
+from geventws.compat.geventwebsocket.logging import create_logger
+from geventws.compat.geventwebsocket.middleware import Client, Clients, HandlerFace, address_of, offers, serve
+from geventws.peer_log import PeerLog
+from geventws.server import WSGIHandler, server_is_full, server_is_stopping
+from geventws.settings import Settings
+
+__all__ = ["Client", "WebSocketHandler"]
+
+#: Seconds for the head of a request where the server has no setting for it.
+HANDSHAKE_TIMEOUT = 10.0
+
+
+class WebSocketHandler(HandlerFace, WSGIHandler):
+    """A connection of ``pywsgi.WSGIServer(listener, app, handler_class=WebSocketHandler)``, or of geventws' server."""
+
+    def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
+        _complete(server)
+        super().__init__(sock, address, server, rfile)
+        if server.handshake_timeout is not None:
+            self.deadline = monotonic() + server.handshake_timeout
+
+    def _read_request(self) -> bool:
+        if not super()._read_request():
+            return False
+        if self.upgrade is None or self.application in (server_is_full, server_is_stopping):
+            return True
+        assert self.environ is not None
+        hook = getattr(self.server, "pre_start_hook", None)
+        if not offers(self.environ) or (hook is not None and hook(self)):
+            return True
+        self.client_address = address_of(self.environ)
+        settings = getattr(self.server, "websocket_settings", None) or Settings()
+        self.application = partial(serve, self.application, handler=self, settings=settings)
+        return True
+
+
+def _complete(server: Any) -> None:
+    """Gives a server of gevent's own what geventws' handlers look for, and each its list of clients."""
+    if not hasattr(server, "clients"):
+        server.clients = Clients()
+    if not hasattr(server, "logger"):
+        server.logger = create_logger("geventwebsocket.server")
+    if not hasattr(server, "sessions"):
+        server.sessions = set()
+        server.waiting = WaitingRoom()
+        server.handshake_timeout = HANDSHAKE_TIMEOUT
+        server.max_websockets = inf
+        server.peer_log = PeerLog(lambda line: server.error_log.write(line + "\n"))
+        server.logs_requests = not isinstance(server.log, pywsgi._NoopLog)  # type: ignore[attr-defined]

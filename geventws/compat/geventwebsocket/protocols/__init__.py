@@ -1,0 +1,1 @@
+"""``geventwebsocket.protocols``: what stands between a WebSocket and a `WebSocketApplication`."""

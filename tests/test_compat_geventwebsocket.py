@@ -1,0 +1,416 @@
+"""Apps of gevent-websocket on geventws: what they see is as on the real package, and what was broken there is right.
+
+Each test of the class `TestAlike` is the same conversation with the same app on both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.old_conversations import (
+    BINARY_FRAME,
+    CLOSE_FRAME,
+    KINDS,
+    PING_FRAME,
+    PONG_FRAME,
+    TEXT_FRAME,
+    Client,
+    Server,
+    Servers,
+    old_server,
+)
+from tests.rigs import get, offer
+from tests.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    with Servers() as servers:
+        yield servers
+
+
+@pytest.fixture(params=[(package, kind) for kind in KINDS for package in ("real", "ours")], ids="-".join)
+def either(request: pytest.FixtureRequest, servers: Servers) -> Server:
+    return servers.get(*request.param)
+
+
+@pytest.fixture(params=KINDS)
+def ours(request: pytest.FixtureRequest, servers: Servers) -> Server:
+    return servers.get("ours", request.param)
+
+
+class TestAlike:
+    def test_echo(self, either: Server) -> None:
+        with either.client("/echo") as client:
+            for opcode, payload in [
+                (TEXT, "grüße".encode()),
+                (BINARY, b"\x00\xff"),
+                (TEXT, b""),
+                (BINARY, b"b" * 70_000),
+                (TEXT, b"t" * 200),
+            ]:
+                client.say(opcode, payload)
+                assert client.hear() == (0x80 | opcode, payload)
+            client.say(TEXT, b"in ", fin=False)
+            client.say(PING, b"between")
+            client.say(CONTINUATION, b"pieces")
+            assert client.hear() == (PONG_FRAME, b"between")
+            client.hears("in pieces")
+            client.bye()
+
+    def test_messages_that_wait_are_received_before_the_end(self, either: Server) -> None:
+        with either.client("/ends") as client:
+            client.send(frame(TEXT, b"one") + frame(TEXT, b"two") + close_frame(1001))
+            client.hears("one")
+            client.hears("two")
+            assert client.hear()[0] == CLOSE_FRAME
+            assert client.rest() == b""
+        assert either.events(1) == ["None"]
+
+    def test_types_of_messages_and_the_end(self, either: Server) -> None:
+        """C5 c: bytearray for binary, None once, then errors that are OSErrors, and closed."""
+        with either.client("/types") as client:
+            client.say(TEXT, b"text")
+            client.hears("str 4")
+            client.say(BINARY, b"bin")
+            client.hears("bytearray 3")
+            client.bye()
+        assert either.events(5) == [
+            "closed True",
+            "True Connection is already closed",
+            "True Socket is dead",
+            "True Socket is dead",
+            "True Connection is already closed",
+        ]
+
+    def test_a_lost_peer_is_an_end(self, either: Server) -> None:
+        with either.client("/ends") as client:
+            client.say(TEXT, b"here")
+            client.hears("here")
+        assert either.events(1) == ["None"]
+
+    def test_attributes(self, either: Server) -> None:
+        """C5 d: the client list, keyed by address, and the client's own attributes."""
+        with either.client("/attributes", "Origin: http://localhost", "Sec-WebSocket-Protocol: a, b") as client:
+            told = client.told()
+            address = list(client.socket.getsockname())
+            client.bye()
+        assert told == {
+            "environ": "/attributes",
+            "version": "13",
+            "of the WebSocket": ["13", "/attributes", "http://localhost", "a, b", False],
+            "opcodes": [0, 1, 2, 8, 9, 10],
+            "client": [True, address, address],
+            "clients": ["ada"],
+            "keyed": True,
+            "loggers": [True, True],
+            "application": True,
+            "current_app": None,
+            "stream": True,
+        }
+
+    def test_ways_to_send(self, either: Server) -> None:
+        with either.client("/binary") as client:
+            assert [client.hear() for _ in range(10)] == [
+                (TEXT_FRAME, b"text"),
+                (BINARY_FRAME, b"bytes"),
+                (BINARY_FRAME, b"bytearray"),
+                (BINARY_FRAME, b"memoryview"),
+                (BINARY_FRAME, b"said to be binary"),
+                (TEXT_FRAME, b"text too"),
+                (TEXT_FRAME, b"frame"),
+                (BINARY_FRAME, b"frame"),
+                (PING_FRAME, b"ping"),
+                (PONG_FRAME, b"pong"),
+            ]
+            client.say(PONG, b"ping")
+            client.bye()
+
+    def test_a_timeout_of_gevent_around_receive(self, either: Server) -> None:
+        with either.client("/timeouts") as client:
+            client.hears("'nothing yet'")
+            client.say(TEXT, b"now")
+            client.hears("now")
+
+    def test_plain_http_on_the_same_path(self, either: Server) -> None:
+        assert get(either.address, "/echo") == "plain"
+        with Client(either.address) as client:
+            assert client.ask(offer("/echo", method="POST")) == 200
+            assert client.body == b"plain"
+
+    def test_other_versions_are_refused(self, either: Server) -> None:
+        with Client(either.address) as client:
+            client.send(offer("/echo", version="7777"))
+            head = client.until(b"\r\n\r\n")
+            assert re.match(rb"HTTP/1.1 4\d\d ", head)
+            assert b"\r\nSec-WebSocket-Version: 13" in head
+
+    def test_nothing_of_http_follows_the_101(self, either: Server) -> None:
+        """C5 e: whatever the app does in HTTP after the upgrade is ignored."""
+        for path, said in [("/says-http", b"a message"), ("/generates", b"generated")]:
+            with either.client(path) as client:
+                assert client.hear() == (TEXT_FRAME, said)
+                assert client.hear()[0] == CLOSE_FRAME
+                client.send(close_frame())
+                assert client.rest() == b""
+
+    def test_the_worker_goes_on_after_an_app_that_fails(self, either: Server) -> None:
+        with either.client("/raises") as client:
+            client.hears("before")
+        assert get(either.address, "/echo") == "plain"
+
+    def test_parked_for_others(self, either: Server) -> None:
+        """C5 b: the 101 is there as soon as the app has its WebSocket, though nobody uses it yet."""
+        with either.client("/parks") as parked, either.client("/pushes"):
+            parked.hears("pushed")
+
+    def test_a_resource_calls_back(self, either: Server) -> None:
+        with either.client("/resource/echo") as client:
+            client.say(TEXT, b"hello")
+            client.hears("hello")
+            client.bye()
+        assert either.events(2) == ["on_open", "on_close None"]
+        assert get(either.address, "/resource/anything") == "page"
+
+    def test_a_chat(self, either: Server) -> None:
+        with either.client("/resource/chat") as ada, either.client("/resource/chat") as bob:
+            ada.say(TEXT, json.dumps({"type": "join", "nickname": "ada"}).encode())
+            assert ada.told() == {"type": "names", "names": ["ada"]}
+            bob.say(TEXT, json.dumps({"type": "join", "nickname": "bob"}).encode())
+            for client in (ada, bob):
+                assert client.told() == {"type": "names", "names": ["ada", "bob"]}
+            ada.bye()
+            bob.say(TEXT, json.dumps({"type": "say", "what": "alone"}).encode())
+            assert bob.told() == {"type": "said", "by": "bob", "what": "alone"}
+
+    def test_a_subprotocol_of_a_resource(self, either: Server) -> None:
+        with Client(either.address) as client:
+            head = client.switch("/resource/spoken", "Sec-WebSocket-Protocol: other, spoken.v1")
+            assert re.search(rb"(?i)\r\nsec-websocket-protocol: spoken\.v1\r\n", head)
+            client.say(TEXT, b"loud")
+            client.hears("LOUD")
+        with Client(either.address) as client:
+            head = client.switch("/resource/spoken")
+            assert b"\r\nsec-websocket-protocol" not in head.lower()
+
+
+class TestBetter:
+    """What the real package gets wrong; what it does is told where it matters."""
+
+    @pytest.mark.parametrize(
+        ("query", "payload"),
+        [
+            ("", b"\x03\xe8"),
+            ("?4000=bye", b"\x0f\xa0bye"),
+            ("?1006=never", b"\x03\xe8never"),
+            ("?4001=" + "long" * 40, b"\x0f\xa1" + b"long" * 30 + b"lon"),
+        ],
+    )
+    def test_close_codes_go_out(self, ours: Server, query: str, payload: bytes) -> None:
+        with ours.client("/closes" + query) as client:
+            assert client.hear() == (CLOSE_FRAME, payload)
+            client.send(frame(CLOSE, payload))
+            assert client.rest() == b""
+        assert ours.events(1) == ["closed True"]
+
+    def test_the_real_one_sends_a_reason_in_the_place_of_the_code(self, servers: Servers) -> None:
+        real = servers.get("real", "server")
+        with real.client("/closes?4000=bye") as client:
+            assert client.hear() == (CLOSE_FRAME, b"b'bye'")
+        real.events(1)
+
+    @pytest.mark.parametrize(
+        ("bad", "code"),
+        [
+            (frame(TEXT, b"\xff"), 1007),
+            (frame(CONTINUATION, b"of nothing"), 1002),
+            (frame(TEXT, b"unmasked", key=None), 1002),
+            (frame(TEXT, b"x" * (1 << 20) + b"x"), 1009),
+            (frame(CLOSE, b"\x03"), 1002),
+        ],
+        ids=["UTF-8", "continuation", "unmasked", "too big", "malformed close"],
+    )
+    def test_a_peer_that_does_wrong_is_told_and_receive_ends(self, ours: Server, bad: bytes, code: int) -> None:
+        with ours.client("/ends") as client:
+            client.send(bad)
+            first, payload = client.hear()
+            assert (first, payload[:2]) == (CLOSE_FRAME, code.to_bytes(2, "big"))
+        assert ours.events(1) == ["None"]
+
+    def test_concurrent_sends_do_not_mix(self, ours: Server) -> None:
+        with ours.client("/crowd") as client:
+            messages = [client.hear() for _ in range(4)]
+            assert sorted(messages) == [(TEXT_FRAME, letter * 300_000) for letter in (b"a", b"b", b"c", b"d")]
+            client.bye()
+
+    def test_an_app_that_fails_closes_with_1011_and_is_logged_once(self, ours: Server) -> None:
+        with ours.client("/raises") as client:
+            client.hears("before")
+            assert client.hear() == (CLOSE_FRAME, b"\x03\xf3")
+            client.send(close_frame(1011))
+            assert client.rest() == b""
+        ours.program.wait_for("ValueError: the app failed")
+
+    def test_an_app_that_does_not_look_at_the_end_makes_no_noise(self, ours: Server) -> None:
+        for path in ("/speaks-on", "/resource/default"):
+            with ours.client(path) as client:
+                client.say(TEXT, b"hello")
+                client.hears("hello")
+                client.bye()
+        assert ours.events(1) == ["the default is closed"]
+        assert not [line for line in ours.program.lines if "WebSocketError" in line]
+
+    def test_an_app_that_never_receives_sees_the_end(self, ours: Server) -> None:
+        with ours.client("/waits") as client:
+            client.hears("waiting")
+            client.bye()
+        assert ours.events(1) == ["waited"]
+
+    def test_a_wrong_path_of_a_resource_is_no_error(self, ours: Server) -> None:
+        with Client(ours.address) as client:
+            assert client.ask(offer("/resource/nothing")) == 404
+
+    def test_pages_of_other_hosts_are_refused(self, ours: Server) -> None:
+        """The real package lets any page use its visitors' cookies (A.17)."""
+        with Client(ours.address) as client:
+            assert client.ask(offer("/echo", "Origin: http://evil.example")) == 403
+        with Client(ours.address) as client:
+            # Flask answers it too, for its own reasons it may have caught it.
+            assert client.ask(offer("/flask/view/x", "Origin: http://evil.example")) == 403
+
+    def test_a_websocket_has_its_line_in_the_access_log(self, ours: Server) -> None:
+        with ours.client("/echo") as client:
+            client.bye(1001)
+        ours.program.wait_for('"GET /echo HTTP/1.1" 101 ')
+
+
+@pytest.mark.parametrize("kind", ["server", "gunicorn"])
+def test_a_server_that_stops_says_goodbye_and_does_not_wait(kind: str) -> None:
+    with old_server("ours", kind) as server, server.client("/ends") as client:
+        client.say(TEXT, b"here")
+        client.hears("here")
+        server.program.process.send_signal(signal.SIGTERM)
+        assert client.hear() == (CLOSE_FRAME, b"\x03\xe9")
+        client.send(close_frame(1001))
+        assert client.rest() == b""
+        assert server.program.stop() == 0
+
+
+class TestFlaskViews:
+    """C5 a: views on plain rules, which Werkzeug since version 1 takes for HTTP alone."""
+
+    def test_a_view_on_a_plain_rule(self, ours: Server) -> None:
+        with ours.client("/flask/view/ada") as client:
+            client.hears("view ada")
+            client.say(BINARY, b"echo")
+            assert client.hear() == (BINARY_FRAME, b"echo")
+            client.bye()
+        assert get(ours.address, "/flask/view/ada") == "no WebSocket"
+
+    def test_the_real_one_has_lost_it(self, servers: Servers) -> None:
+        with servers.get("real", "server").client("/flask/view/ada") as client:
+            assert client.hear() == (CLOSE_FRAME, b"")
+
+    def test_a_view_on_a_rule_for_websockets(self, either: Server) -> None:
+        with either.client("/flask/marked") as client:
+            client.hears("view ")
+            client.bye()
+
+    def test_a_view_may_refuse_before_it_takes_its_websocket(self, ours: Server) -> None:
+        """C5 b: until then all is HTTP, which the real package can't do."""
+        with Client(ours.address) as client:
+            assert client.ask(offer("/flask/guarded")) == 401
+        with ours.client("/flask/guarded?token=right") as client:
+            client.hears("welcome")
+
+    def test_other_paths_are_answered_by_flask(self, ours: Server) -> None:
+        with Client(ours.address) as client:
+            assert client.ask(offer("/flask/nothing")) == 404
+        with Client(ours.address) as client:
+            assert client.ask(offer("/flask/page")) == 200
+            assert client.body == b"page"
+
+
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    """Runs a program in a process of its own, as what is imported can't be undone."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+
+
+class TestOldNames:
+    def test_all_of_them(self) -> None:
+        finished = run(
+            """
+import geventws.compat
+geventws.compat.install()
+geventws.compat.install()
+import geventwebsocket
+from geventwebsocket import Resource, WebSocketApplication, WebSocketError, WebSocketServer, get_version
+from geventwebsocket.exceptions import FrameTooLargeException, ProtocolError
+from geventwebsocket.gunicorn.workers import GeventWebSocketWorker
+from geventwebsocket.handler import Client, WebSocketHandler
+from geventwebsocket.logging import create_logger
+from geventwebsocket.protocols.base import BaseProtocol
+from geventwebsocket.resource import Resource as same_resource
+from geventwebsocket.server import WebSocketServer as same_server
+from geventwebsocket.utils import get_version as same_get_version
+from geventwebsocket.websocket import MSG_ALREADY_CLOSED, MSG_CLOSED, MSG_SOCKET_DEAD, Header, Stream, WebSocket
+from flask_sockets import Sockets, Worker, worker
+assert get_version() == "0.10.1"
+assert geventwebsocket.__name__ == geventwebsocket.__spec__.name == "geventws.compat.geventwebsocket"
+import geventws.compat.geventwebsocket.handler
+assert geventws.compat.geventwebsocket.handler.WebSocketHandler is WebSocketHandler
+assert issubclass(GeventWebSocketWorker, geventws.Worker) and worker is Worker is geventws.compat.Worker
+try:
+    import geventwebsocket.protocols.wamp
+except ImportError as error:
+    print(error)
+try:
+    import geventwebsocket.nothing
+except ModuleNotFoundError as error:
+    print(error)
+"""
+        )
+        assert finished.stderr == ""
+        first, second = finished.stdout.splitlines()
+        assert "WAMP" in first
+        assert "nothing" in second
+
+    def test_not_after_the_real_ones(self) -> None:
+        finished = run("import geventwebsocket, geventws.compat; geventws.compat.install()")
+        assert "UsageError: geventwebsocket is imported already" in finished.stderr
+
+    def test_nothing_is_touched_without_compat(self) -> None:
+        """Neither by `import geventws` nor by its worker."""
+        finished = run(
+            """
+import sys, geventws, geventws.flask, geventws.worker
+from werkzeug.routing import Map
+assert not [name for name in sys.modules if "compat.gevent" in name or name == "geventws.compat"]
+assert Map.bind_to_environ.__module__ == "werkzeug.routing.map"
+import geventwebsocket
+assert "geventws" not in geventwebsocket.__file__
+"""
+        )
+        assert finished.stderr == ""
+
+    def test_a_websocket_is_an_ordinary_object(self) -> None:
+        """MEASURED on the real one: no attributes, no weak references."""
+        finished = run(
+            """
+import weakref
+from geventws.compat.geventwebsocket.websocket import Header, WebSocket
+class Session: environ = {}
+ws = WebSocket(Session(), None, lambda: None)
+ws.user = 1
+assert weakref.ref(ws)() is ws and {ws: 1}[ws] == 1
+assert Header.encode_header(True, 1, b"", 126, 0) == b"\\x81\\x7e\\x00\\x7e"
+"""
+        )
+        assert finished.stderr == ""
