@@ -1,0 +1,260 @@
+"""Apps of Flask-Sockets on geventws: as on the real package where that still works, and as its README where not."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import flask
+import pytest
+from werkzeug.routing import BaseConverter, Map
+
+import geventws.flask
+from geventws import UsageError, WebSockets
+from geventws.compat.flask_sockets import Sockets
+from tests.faces import conversation, fetch, refused
+from tests.old_conversations import BINARY_FRAME, CLOSE_FRAME, Client, Server, Servers
+from tests.peer import Peer, serving
+from tests.programs import gunicorn_server
+from tests.rigs import get, offer
+from tests.wire import BINARY, TEXT, close_frame, frame
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    with Servers() as servers:
+        yield servers
+
+
+@pytest.fixture(params=["real", "ours"])
+def either(request: pytest.FixtureRequest, servers: Servers) -> Server:
+    """Under gunicorn, as the README has it."""
+    return servers.get(request.param, "gunicorn")
+
+
+@pytest.fixture
+def ours(servers: Servers) -> Server:
+    return servers.get("ours", "gunicorn")
+
+
+class TestAlike:
+    """The real package with the one repair that lets its routes match at all (see `old_apps`)."""
+
+    def test_echo(self, either: Server) -> None:
+        with either.client("/flask/echo") as client:
+            client.say(TEXT, b"hello")
+            client.hears("hello")
+            client.say(BINARY, b"\x00")
+            assert client.hear() == (BINARY_FRAME, b"\x00")
+            client.bye()
+
+    def test_values_and_contexts(self, either: Server) -> None:
+        with either.client("/flask/values/7/ada?a=b") as client:
+            path = "/flask/values/7/ada"
+            assert client.told() == [7, "ADA", path, {"a": "b"}, "tests.old_apps", "/flask/page"]
+            assert client.told() == [None, None]
+            assert client.hear()[0] == CLOSE_FRAME
+
+    def test_what_has_no_route_goes_on_to_flask(self, either: Server) -> None:
+        assert get(either.address, "/flask/page") == "page"
+        with either.client("/flask/marked") as client:
+            client.hears("view ")
+
+
+class TestReadme:
+    """What fails with the real package on Flask since version 2."""
+
+    def test_blueprints(self, ours: Server) -> None:
+        for path in ("/flask/blueprint", "/flask/second/flask/blueprint"):
+            with ours.client(path) as client:
+                client.say(TEXT, b"hello")
+                client.hears("hello")
+                client.bye()
+        with ours.client("/flask/second/41") as client:
+            client.hears("41 7 /flask/second/41")
+        assert get(ours.address, "/flask/hello") == "Hello World!"
+
+    def test_a_page_on_the_same_path(self, ours: Server) -> None:
+        with ours.client("/flask/both") as client:
+            client.hears("socket")
+        assert get(ours.address, "/flask/both") == "page"
+
+    def test_a_view_that_fails_with_a_key_error_has_failed(self, ours: Server) -> None:
+        """The real package takes it for a request without a WebSocket, and goes on to the app."""
+        with ours.client("/flask/fails") as client:
+            assert client.hear() == (CLOSE_FRAME, b"\x03\xf3")
+            client.send(close_frame(1011))
+            assert client.rest() == b""
+        ours.program.wait_for("the handler fails_socket failed")
+        ours.program.wait_for("KeyError: 'fails'")
+
+    def test_under_its_own_name_of_the_worker(self) -> None:
+        with gunicorn_server("tests.old_apps", "-k", "geventws.compat.flask_sockets.worker") as (address, _):
+            host, _, port = address.rpartition(":")
+            with Client((host, int(port))) as client:
+                client.switch("/flask/echo")
+                client.say(TEXT, b"hello")
+                client.hears("hello")
+                client.bye()
+
+
+class Upper(BaseConverter):
+    """A converter of an app's own."""
+
+    def to_python(self, value: str) -> str:
+        return value.upper()
+
+
+@pytest.fixture
+def app() -> flask.Flask:
+    app = flask.Flask(__name__)
+    app.secret_key = "not secret"
+    return app
+
+
+class TestSockets:
+    """On a server that knows nothing of the older libraries."""
+
+    def test_init_app_later_and_converters(self, app: flask.Flask) -> None:
+        sockets = Sockets()
+        assert isinstance(sockets.url_map, Map)
+        sockets.url_map.converters["upper"] = Upper
+
+        @sockets.route("/<upper:name>")
+        def view(ws: Any, name: str) -> None:
+            ws.send(name)
+
+        sockets.init_app(app)
+        sockets.add_url_rule("/added/<int:number>", None, lambda ws, number: ws.send(str(number + 1)))
+        assert view.__name__ == "view"
+        with serving(app) as server:
+            assert conversation(server, "/ada") == [b"ADA"]
+            assert conversation(server, "/added/1") == [b"2"]
+            assert refused(server, "/nothing/at/all").status == 404
+            assert refused(server, "/ada", Sec_WebSocket_Version="8").status == 426
+            assert refused(server, "/ada", Origin="http://evil.example").status == 403
+            assert fetch(server, "/ada").status == 404
+
+    def test_settings(self, app: flask.Flask) -> None:
+        sockets = Sockets(app, max_frame_size=4, origins=["http://good.example"])
+
+        @sockets.route("/")
+        def view(ws: Any) -> None:
+            while (message := ws.receive()) is not None:
+                ws.send(message)
+
+        with serving(app) as server, Peer(server, Origin="http://good.example") as peer:
+            peer.accepted()
+            peer.send(frame(TEXT, b"four"))
+            assert peer.frame() == (0x81, b"four")
+            peer.send(frame(TEXT, b"seven"))
+            peer.closed_with(1009)
+
+    def test_the_session_and_the_clients(self, app: flask.Flask) -> None:
+        sockets = Sockets(app)
+        left: list[Any] = []
+
+        @sockets.route("/")
+        def view(ws: Any) -> None:
+            clients = ws.handler.server.clients
+            ws.send(f"{flask.session.get('user')} {len(clients)} {ws.handler.active_client.ws is ws}")
+            left.append(clients)
+            ws.handler.active_client.room = 7
+
+        serializer = flask.sessions.SecureCookieSessionInterface().get_signing_serializer(app)
+        assert serializer is not None
+        with serving(app) as server:
+            cookie = f"session={serializer.dumps({'user': 'ada'})}"
+            assert conversation(server, Cookie=cookie) == [b"ada 1 True"]
+        assert left == [{}]
+
+    def test_beside_routes_of_geventws(self, app: flask.Flask) -> None:
+        """For a move route by route."""
+        old, new = Sockets(app), geventws.flask.WebSockets(app)
+
+        @old.route("/old")
+        def old_view(ws: Any) -> None:
+            ws.send("old")
+
+        @new.route("/new")
+        def new_view(session: Any) -> None:
+            session.send("new")
+
+        with serving(app) as server:
+            assert conversation(server, "/old") == [b"old"]
+            assert conversation(server, "/new") == [b"new"]
+
+    def test_behind_another_app(self, app: flask.Flask) -> None:
+        sockets = Sockets(app)
+
+        @sockets.route("/old/", strict_slashes=False)
+        def old_view(ws: Any) -> None:
+            ws.send("old")
+
+        with serving(WebSockets(app)) as server:
+            assert conversation(server, "/old") == [b"old"]
+
+    def test_blueprints(self, app: flask.Flask) -> None:
+        sockets = Sockets(app)
+        chat = flask.Blueprint("chat", __name__, url_prefix="/chat")
+
+        @chat.route("/<room>")
+        def view(ws: Any, room: str) -> None:
+            ws.send(room)
+
+        sockets.register_blueprint(chat)
+        sockets.register_blueprint(chat, url_prefix="/other")
+        assert sockets.blueprints == {"chat": chat}
+        with pytest.raises(UsageError, match="a blueprint 'chat' is registered already"):
+            sockets.register_blueprint(flask.Blueprint("chat", __name__))
+        sockets.register_blueprint(flask.Blueprint("chat", __name__), name="second")
+        with serving(app) as server:
+            assert conversation(server, "/chat/one") == [b"one"]
+            assert conversation(server, "/other/two") == [b"two"]
+
+    def test_a_slash_too_few_is_told(self, app: flask.Flask) -> None:
+        sockets = Sockets(app)
+        sockets.add_url_rule("/slash/", None, lambda ws: None)
+        with serving(app) as server:
+            assert refused(server, "/slash").status in (301, 308)
+
+    def test_teardown_runs_and_errors_close_with_1011(self, app: flask.Flask, caplog: pytest.LogCaptureFixture) -> None:
+        sockets = Sockets(app)
+        torn: list[BaseException | None] = []
+        app.teardown_request(torn.append)
+
+        @sockets.route("/")
+        def view(ws: Any) -> None:
+            raise ValueError("the view failed")
+
+        with serving(app) as server, Peer(server) as peer:
+            peer.accepted().closed_with(1011)
+        assert [type(error) for error in torn] == [ValueError]
+        assert len([record for record in caplog.records if record.exc_info]) == 1
+
+
+def test_the_module_needs_no_gunicorn() -> None:
+    program = """
+import sys
+sys.modules["gunicorn"] = None
+from geventws.compat.flask_sockets import Sockets
+try:
+    from geventws.compat.flask_sockets import worker
+except ImportError as error:
+    print(error)
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert finished.stderr == ""
+    assert re.search("gunicorn", finished.stdout)
+
+
+def test_the_offer_is_refused_where_no_server_of_geventws_runs(app: flask.Flask) -> None:
+    """Then it is a page, as it was for Flask-Sockets under `app.run()`; there is no KeyError in it."""
+    sockets = Sockets(app)
+    sockets.add_url_rule("/", None, lambda ws: ws.send("x"))
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    assert app.test_client().get("/", headers=headers).status_code == 404
+    assert offer("/").startswith(b"GET / ")
