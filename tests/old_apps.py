@@ -396,6 +396,10 @@ class Application:
             return resource(environ, start_response)
         if path.startswith("/flask"):
             return app(environ, start_response)
+        if path == "/socket":
+            body = type(environ.get("gunicorn.socket")).__name__.encode()
+            start_response("200 OK", [("Content-Length", str(len(body)))])
+            return [body]
         if path == "/says-http":
             return says_http(environ, start_response)
         if path == "/generates":

@@ -70,6 +70,7 @@ class Server:
     def __init__(self, address: str, program: Program) -> None:
         host, _, port = address.rpartition(":")
         self.address = (host, int(port))
+        #: What runs it, and prints its logs.
         self.program = program
 
     def client(self, path: str, *fields: str) -> Client:

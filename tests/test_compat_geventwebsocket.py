@@ -11,9 +11,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from ssl import PROTOCOL_TLS_SERVER
+from typing import Any
 
+import gevent
 import pytest
+from gevent import pywsgi, socket
+from gevent.ssl import SSLContext
 
+from geventws import WSGIServer
+from geventws.compat.geventwebsocket.handler import Client as ListedClient
+from geventws.compat.geventwebsocket.handler import WebSocketHandler
+from geventws.compat.geventwebsocket.middleware import Clients
+from geventws.compat.geventwebsocket.server import WebSocketServer
+from tests.faces import fetch, refused
 from tests.old_conversations import (
     BINARY_FRAME,
     CLOSE_FRAME,
@@ -26,7 +39,9 @@ from tests.old_conversations import (
     Servers,
     old_server,
 )
-from tests.rigs import get, offer
+from tests.peer import PATIENCE, Peer, wait_until
+from tests.programs import gunicorn_server
+from tests.rigs import Certificates, get, offer
 from tests.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
 
@@ -291,7 +306,7 @@ class TestBetter:
         ours.program.wait_for('"GET /echo HTTP/1.1" 101 ')
 
 
-@pytest.mark.parametrize("kind", ["server", "gunicorn"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_server_that_stops_says_goodbye_and_does_not_wait(kind: str) -> None:
     with old_server("ours", kind) as server, server.client("/ends") as client:
         client.say(TEXT, b"here")
@@ -301,6 +316,29 @@ def test_a_server_that_stops_says_goodbye_and_does_not_wait(kind: str) -> None:
         client.send(close_frame(1001))
         assert client.rest() == b""
         assert server.program.stop() == 0
+
+
+def test_a_preloaded_app_and_settings_of_the_worker(tmp_path: Path) -> None:
+    (tmp_path / "gunicorn.conf.py").write_text(
+        "import geventws.compat\n"
+        "class worker_class(geventws.compat.Worker):\n"
+        "    websocket_settings = {'max_frame_size': 4, 'origins': None}\n"
+    )
+    with (
+        gunicorn_server("tests.old_apps", "--preload", "--config", str(tmp_path / "gunicorn.conf.py")) as served,
+        Server(*served).client("/echo", "Origin: http://other.example") as client,
+    ):
+        client.say(TEXT, b"four")
+        client.hears("four")
+        client.say(TEXT, b"seven")
+        assert client.hear()[1][:2] == b"\x03\xf1"
+
+
+def test_an_app_that_shakes_hands_itself_finds_the_socket(servers: Servers) -> None:
+    """C5 f: flask-sock takes it from the environ of gunicorn."""
+    with Client(servers.get("ours", "gunicorn").address) as client:
+        assert client.ask(offer("/socket")) == 200
+        assert client.body == b"_Client"
 
 
 class TestFlaskViews:
@@ -336,6 +374,129 @@ class TestFlaskViews:
         with Client(ours.address) as client:
             assert client.ask(offer("/flask/page")) == 200
             assert client.body == b"page"
+
+
+def listed(address: str) -> ListedClient:
+    """A client without a WebSocket."""
+    nothing: Any = None
+    return ListedClient(address, nothing)
+
+
+def echo(environ: dict[str, Any], start_response: Any) -> Any:
+    """An app."""
+    ws = environ.get("wsgi.websocket")
+    if ws is None:
+        start_response("200 OK", [("Content-Length", "4")])
+        return [b"page"]
+    while (message := ws.receive()) is not None:
+        ws.send(message)
+    return []
+
+
+@contextmanager
+def running(server: Any) -> Iterator[Any]:
+    """A server in this process."""
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop(PATIENCE)
+
+
+class TestWebSocketServer:
+    def test_settings_and_pings(self) -> None:
+        server = WebSocketServer(("127.0.0.1", 0), echo, log=None, ping_interval=0.01, max_frame_size=4)
+        with running(server), Peer(server) as peer:
+            first, _ = peer.accepted().frame()
+            assert first == PING_FRAME
+            peer.send(frame(TEXT, b"seven"))
+            while (first := peer.frame()[0]) == PING_FRAME:
+                pass
+            assert first == CLOSE_FRAME
+
+    def test_a_bad_setting(self) -> None:
+        with pytest.raises(ValueError, match="ping_interval"):
+            WebSocketServer(("127.0.0.1", 0), echo, log=None, ping_interval=-1)
+
+    def test_the_hook_makes_it_plain_http(self) -> None:
+        paths = []
+
+        def hook(handler: WebSocketHandler) -> bool:
+            paths.append(handler.environ["PATH_INFO"])
+            return paths == ["/first"]
+
+        with running(WebSocketServer(("127.0.0.1", 0), echo, log=None, pre_start_hook=hook)) as server:
+            assert refused(server, "/first").body == "page"
+            with Peer(server, "/second") as peer:
+                peer.accepted()
+        assert paths == ["/first", "/second"]
+
+    def test_debug(self, capfd: pytest.CaptureFixture[str]) -> None:
+        server = WebSocketServer(("127.0.0.1", 0), echo, log=None, debug=True)
+        server.logger.debug("a word")
+        assert "a word" in capfd.readouterr().err
+        server.logger.handlers.clear()
+        server.logger.setLevel("NOTSET")
+
+    @pytest.mark.parametrize("server_class", [WebSocketServer, WSGIServer, pywsgi.WSGIServer])
+    def test_over_tls(self, tmp_path: Path, server_class: Any) -> None:
+        certificates = Certificates(tmp_path)
+        context = SSLContext(PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificates.certfile, certificates.keyfile)
+        server = server_class(("127.0.0.1", 0), echo, log=None, handler_class=WebSocketHandler, ssl_context=context)
+        told: list[bytes] = []
+
+        def talk() -> None:
+            with Client(("127.0.0.1", server.server_port), certificates.client) as client:
+                client.switch("/", "Sec-WebSocket-Extensions: permessage-deflate")
+                client.say(TEXT, b"over TLS")
+                told.append(client.hear()[1])
+                client.bye()
+
+        with running(server):
+            gevent.get_hub().threadpool.apply(talk)
+        assert told == [b"over TLS"]
+
+    @pytest.mark.parametrize("server_class", [WebSocketServer, pywsgi.WSGIServer])
+    def test_clients_of_a_unix_socket_are_told_apart(self, tmp_path: Path, server_class: Any) -> None:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        server = server_class(listener, echo, log=None, handler_class=WebSocketHandler)
+        with running(server):
+            first, second = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+            with first, second:
+                for client in (first, second):
+                    client.connect(str(tmp_path / "socket"))
+                    client.sendall(offer("/"))
+                    assert client.recv(1000).startswith(b"HTTP/1.1 101 ")
+                assert len(server.clients) == 2
+            wait_until(lambda: not server.clients)
+
+    def test_what_was_sent_with_the_handshake_is_received(self) -> None:
+        with running(pywsgi.WSGIServer(("127.0.0.1", 0), echo, log=None, handler_class=WebSocketHandler)) as server:
+            with Peer(server, behind=frame(TEXT, b"at once")) as peer:
+                assert peer.accepted().frame() == (TEXT_FRAME, b"at once")
+            assert fetch(server).body == "page"
+
+    def test_a_list_of_clients_may_change_while_an_app_walks_through_it(self) -> None:
+        clients = Clients({("a", 1): listed("a"), ("b", 2): listed("b")})
+        for walk in (iter(clients), iter(clients.keys()), iter(clients.values()), iter(clients.items())):
+            next(walk)
+            del clients["b", 2]
+            next(walk)
+            clients["b", 2] = listed("b")
+
+    def test_a_copy_of_the_environ_opens_at_first_use(self) -> None:
+        def copies(environ: dict[str, Any], start_response: Any) -> Any:
+            return echo(dict(environ), start_response)
+
+        with running(WebSocketServer(("127.0.0.1", 0), copies, log=None)) as server:
+            with Peer(server) as peer:
+                # The echo opens it by the wait for a message.
+                peer.accepted().send(frame(TEXT, b"copied"))
+                assert peer.frame() == (TEXT_FRAME, b"copied")
+            assert refused(server, Origin="http://evil.example").status == 403
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:

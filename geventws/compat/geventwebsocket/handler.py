@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from time import monotonic
@@ -12,8 +13,9 @@ from gevent import pywsgi
 from geventws.accepting import WaitingRoom
 from geventws.compat.geventwebsocket.logging import create_logger
 from geventws.compat.geventwebsocket.middleware import Client, Clients, HandlerFace, address_of, offers, serve
+from geventws.frames import CloseCode
 from geventws.peer_log import PeerLog
-from geventws.server import WSGIHandler, server_is_full, server_is_stopping
+from geventws.server import WSGIHandler, close_sessions, server_is_full, server_is_stopping
 from geventws.settings import Settings
 
 __all__ = ["Client", "WebSocketHandler"]
@@ -23,7 +25,10 @@ HANDSHAKE_TIMEOUT = 10.0
 
 
 class WebSocketHandler(HandlerFace, WSGIHandler):
-    """A connection of ``pywsgi.WSGIServer(listener, app, handler_class=WebSocketHandler)``, or of geventws' server."""
+    """A connection of ``pywsgi.WSGIServer(listener, app, handler_class=WebSocketHandler)``, or of geventws' server.
+
+    ``client_address`` is by what the client is listed.
+    """
 
     def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
         _complete(server)
@@ -59,3 +64,11 @@ def _complete(server: Any) -> None:
         server.max_websockets = inf
         server.peer_log = PeerLog(lambda line: server.error_log.write(line + "\n"))
         server.logs_requests = not isinstance(server.log, pywsgi._NoopLog)  # type: ignore[attr-defined]
+        server.stop = partial(_stop, server, server.stop)
+
+
+def _stop(server: Any, stop: Callable[[float | None], object], timeout: float | None = None) -> None:
+    """Stops a server of gevent's own, which would leave its WebSockets without a word; blocks as its ``stop``."""
+    server.close()
+    close_sessions(list(server.sessions), CloseCode.GOING_AWAY)
+    stop(timeout)
