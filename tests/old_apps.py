@@ -138,7 +138,7 @@ def speaks_on(ws: Any, environ: dict[str, Any]) -> None:
 
 def crowd(ws: Any, environ: dict[str, Any]) -> None:
     """Sends from several greenlets at once, large messages, of which each takes several system calls."""
-    gevent.joinall([gevent.spawn(ws.send, chr(97 + number) * 300_000) for number in range(4)], raise_error=True)
+    gevent.joinall([gevent.spawn(ws.send, chr(97 + number) * 4_000_000) for number in range(4)], raise_error=True)
     ws.receive()
 
 

@@ -29,10 +29,12 @@ def servers() -> Iterator[Servers]:
         yield servers
 
 
-@pytest.fixture(params=["real", "ours"])
+@pytest.fixture(
+    params=[(package, kind) for kind in ("gunicorn", "handler") for package in ("real", "ours")], ids="-".join
+)
 def either(request: pytest.FixtureRequest, servers: Servers) -> Server:
-    """Under gunicorn, as the README has it."""
-    return servers.get(request.param, "gunicorn")
+    """The two ways of the README to serve an app."""
+    return servers.get(*request.param)
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ import pytest
 from gevent import pywsgi, socket
 from gevent.ssl import SSLContext
 
-from geventws import WSGIServer
+from geventws import WebSockets, WSGIServer
 from geventws.compat.geventwebsocket.handler import Client as ListedClient
 from geventws.compat.geventwebsocket.handler import WebSocketHandler
 from geventws.compat.geventwebsocket.middleware import Clients
 from geventws.compat.geventwebsocket.server import WebSocketServer
-from tests.faces import fetch, refused
+from tests.faces import conversation, fetch, refused
 from tests.old_conversations import (
     BINARY_FRAME,
     CLOSE_FRAME,
@@ -262,7 +262,7 @@ class TestBetter:
     def test_concurrent_sends_do_not_mix(self, ours: Server) -> None:
         with ours.client("/crowd") as client:
             messages = [client.hear() for _ in range(4)]
-            assert sorted(messages) == [(TEXT_FRAME, letter * 300_000) for letter in (b"a", b"b", b"c", b"d")]
+            assert sorted(messages) == [(TEXT_FRAME, letter * 4_000_000) for letter in (b"a", b"b", b"c", b"d")]
             client.bye()
 
     def test_an_app_that_fails_closes_with_1011_and_is_logged_once(self, ours: Server) -> None:
@@ -486,6 +486,18 @@ class TestWebSocketServer:
             del clients["b", 2]
             next(walk)
             clients["b", 2] = listed("b")
+
+    def test_before_an_app_of_geventws(self) -> None:
+        """For a move route by route: the offer is for whoever takes it."""
+        app = WebSockets()
+
+        @app.route("/")
+        def handler(session: Any) -> None:
+            session.send("new")
+
+        with running(WebSocketServer(("127.0.0.1", 0), app, log=None)) as server:
+            assert conversation(server) == [b"new"]
+            assert not server.clients
 
     def test_a_copy_of_the_environ_opens_at_first_use(self) -> None:
         def copies(environ: dict[str, Any], start_response: Any) -> Any:

@@ -1,4 +1,4 @@
-"""SECURITY.md and docs/reliability.md: every row has its place, and every test they name exists."""
+"""SECURITY.md, docs/reliability.md, docs/migrating.md: every row has its place, and every test they name exists."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SECURITY = ROOT / "SECURITY.md"
 RELIABILITY = ROOT / "docs" / "reliability.md"
+MIGRATING = ROOT / "docs" / "migrating.md"
 
 #: The rows of each part of docs/reliability.md.
 PARTS = {
@@ -46,10 +47,14 @@ def functions(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-@pytest.mark.parametrize("document", [SECURITY, RELIABILITY], ids=lambda path: path.name)
-def test_the_tests_that_are_named_exist(document: Path) -> None:
+@pytest.mark.parametrize(
+    ("document", "least"),
+    [(SECURITY, 80), (RELIABILITY, 80), (MIGRATING, 30)],
+    ids=["security", "reliability", "migrating"],
+)
+def test_the_tests_that_are_named_exist(document: Path, least: int) -> None:
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", document.read_text())
-    assert len(named) > 80
+    assert len(named) > least
     for file, name in named:
         assert name in functions(Path(__file__).parent / file), f"{file}::{name}"
 
@@ -93,3 +98,8 @@ def test_every_row_of_the_table_says_where_it_is_shown() -> None:
     for cells in tables(RELIABILITY):
         assert len(cells) == 4, cells
         assert cells[2], cells
+
+
+def test_every_pain_has_its_row() -> None:
+    rows = [cells[0] for cells in tables(MIGRATING) if len(cells) == 4 and cells[0].isdigit()]
+    assert rows == [str(number) for number in range(1, 26)]
