@@ -15,7 +15,13 @@ from tests.wire import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame
 #: The servers that either package has.
 KINDS = ("server", "handler", "gunicorn")
 
-WORKERS = {"real": "geventwebsocket.gunicorn.workers.GeventWebSocketWorker", "ours": "geventws.compat.Worker"}
+#: The workers of gunicorn: that of gevent-websocket, and its name in Flask-Sockets.
+WORKERS = {
+    ("real", "gunicorn"): "geventwebsocket.gunicorn.workers.GeventWebSocketWorker",
+    ("ours", "gunicorn"): "geventws.compat.Worker",
+    ("real", "sockets"): "flask_sockets.worker",
+    ("ours", "sockets"): "geventws.compat.flask_sockets.worker",
+}
 
 TEXT_FRAME, BINARY_FRAME, CLOSE_FRAME, PING_FRAME, PONG_FRAME = (
     0x80 | kind for kind in (TEXT, BINARY, CLOSE, PING, PONG)
@@ -96,12 +102,12 @@ class Server:
 
 
 @contextmanager
-def old_server(package: str, kind: str, *arguments: str) -> Iterator[Server]:
-    """The apps of `old_apps` on the ``package``, "real" or "ours", under a kind of server."""
+def old_server(package: str, kind: str) -> Iterator[Server]:
+    """The apps of `old_apps` on the ``package``, "real" or "ours", under a kind of server, also "sockets"."""
     with ExitStack() as stack:
-        if kind == "gunicorn":
+        if (package, kind) in WORKERS:
             address, program = stack.enter_context(
-                gunicorn_server("tests.old_apps", "-k", WORKERS[package], "--access-logfile", "-", *arguments)
+                gunicorn_server("tests.old_apps", "-k", WORKERS[package, kind], "--access-logfile", "-")
             )
         else:
             program = stack.enter_context(Program(sys.executable, "-m", "tests.old_servers", package, kind))

@@ -16,9 +16,8 @@ import geventws.flask
 from geventws import UsageError, WebSockets
 from geventws.compat.flask_sockets import Sockets
 from tests.faces import conversation, fetch, refused
-from tests.old_conversations import BINARY_FRAME, CLOSE_FRAME, Client, Server, Servers
+from tests.old_conversations import BINARY_FRAME, CLOSE_FRAME, Server, Servers
 from tests.peer import Peer, serving
-from tests.programs import gunicorn_server
 from tests.rigs import get, offer
 from tests.wire import BINARY, TEXT, close_frame, frame
 
@@ -29,17 +28,15 @@ def servers() -> Iterator[Servers]:
         yield servers
 
 
-@pytest.fixture(
-    params=[(package, kind) for kind in ("gunicorn", "handler") for package in ("real", "ours")], ids="-".join
-)
+@pytest.fixture(params=[("real", "sockets"), ("ours", "sockets"), ("ours", "handler")], ids="-".join)
 def either(request: pytest.FixtureRequest, servers: Servers) -> Server:
-    """The two ways of the README to serve an app."""
+    """The ways of the README to serve an app: gunicorn with the worker's name there, and a handler class."""
     return servers.get(*request.param)
 
 
 @pytest.fixture
 def ours(servers: Servers) -> Server:
-    return servers.get("ours", "gunicorn")
+    return servers.get("ours", "sockets")
 
 
 class TestAlike:
@@ -92,15 +89,6 @@ class TestReadme:
             assert client.rest() == b""
         ours.program.wait_for("the handler fails_socket failed")
         ours.program.wait_for("KeyError: 'fails'")
-
-    def test_under_its_own_name_of_the_worker(self) -> None:
-        with gunicorn_server("tests.old_apps", "-k", "geventws.compat.flask_sockets.worker") as (address, _):
-            host, _, port = address.rpartition(":")
-            with Client((host, int(port))) as client:
-                client.switch("/flask/echo")
-                client.say(TEXT, b"hello")
-                client.hears("hello")
-                client.bye()
 
 
 class Upper(BaseConverter):

@@ -184,6 +184,8 @@ class _Offer:
     def end(self) -> None:
         """The request is over."""
         self._over = True
+        if self.websocket is not None:
+            self.websocket.ended()
         clients, address = self.handler.server.clients, self.handler.client_address
         client = clients.get(address)
         if client is not None and client.ws is self.websocket:
@@ -273,6 +275,8 @@ def _call(application: WSGIApplication, environ: OfferEnviron, start_response: A
     """What the app answers in HTTP; None after it has opened the WebSocket."""
     upgrade = environ.offer.upgrade
     result = application(environ, start_response)
+    if isinstance(result, (list, tuple)) and not upgrade.taken:
+        return result
     try:
         # A generator may open the WebSocket when it is asked for its first piece.
         pieces = iter(result)

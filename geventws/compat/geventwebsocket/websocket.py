@@ -12,7 +12,7 @@ from struct import pack
 from typing import TYPE_CHECKING, Any
 
 from geventws.compat.geventwebsocket.exceptions import WebSocketError
-from geventws.errors import ConnectionClosed, ProtocolError, UsageError
+from geventws.errors import ConnectionClosed, ProtocolError
 from geventws.frames import MAX_CONTROL_PAYLOAD, CloseCode, CloseReason, may_be_sent
 
 if TYPE_CHECKING:
@@ -119,12 +119,12 @@ class WebSocket:
         self._over = True
         text = message if isinstance(message, str) else bytes(message or b"").decode(errors="replace")
         reason = CloseReason.truncated(code if may_be_sent(code) else CloseCode.NORMAL, text)
-        try:
-            self._open()
-            self.session.start_close(*reason)
-        except UsageError:
-            # It was never opened, and the request is answered.
-            pass
+        self._open()
+        self.session.start_close(*reason)
+
+    def ended(self) -> None:
+        """Called when the request is over: others that hold the WebSocket see that it is closed."""
+        self._over = True
 
     @property
     def closed(self) -> bool:
