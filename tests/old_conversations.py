@@ -106,9 +106,9 @@ def old_server(package: str, kind: str) -> Iterator[Server]:
     """The apps of `old_apps` on the ``package``, "real" or "ours", under a kind of server, also "sockets"."""
     with ExitStack() as stack:
         if (package, kind) in WORKERS:
-            address, program = stack.enter_context(
-                gunicorn_server("tests.old_apps", "-k", WORKERS[package, kind], "--access-logfile", "-")
-            )
+            # One worker, for the clients of a chat are in the memory of theirs.
+            options = ("-k", WORKERS[package, kind], "--workers", "1", "--access-logfile", "-")
+            address, program = stack.enter_context(gunicorn_server("tests.old_apps", *options))
         else:
             program = stack.enter_context(Program(sys.executable, "-m", "tests.old_servers", package, kind))
             address = program.wait_for(r"serving on (\S+)")[1]

@@ -27,7 +27,7 @@ from geventws import WebSockets, WSGIServer
 from geventws.compat.geventwebsocket.exceptions import WebSocketError
 from geventws.compat.geventwebsocket.handler import Client as ListedClient
 from geventws.compat.geventwebsocket.handler import WebSocketHandler
-from geventws.compat.geventwebsocket.middleware import Clients
+from geventws.compat.geventwebsocket.middleware import Clients, WebSocketMiddleware
 from geventws.compat.geventwebsocket.server import WebSocketServer
 from geventws.compat.geventwebsocket.utils import get_version
 from geventws.compat.geventwebsocket.websocket import Header, WebSocket
@@ -44,7 +44,7 @@ from tests.old_conversations import (
     Servers,
     old_server,
 )
-from tests.peer import PATIENCE, Peer, wait_until
+from tests.peer import PATIENCE, Peer, serving, wait_until
 from tests.programs import gunicorn_server
 from tests.rigs import Certificates, get, offer
 from tests.wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
@@ -542,6 +542,14 @@ class TestWebSocketServer:
         with running(WebSocketServer(("127.0.0.1", 0), app, log=None)) as server, Peer(server) as peer:
             peer.accepted().closed_with(4000)
         assert len(set(told)) == 5
+
+    def test_a_middleware_for_other_servers(self) -> None:
+        with serving(WebSocketMiddleware(echo, max_frame_size=4)) as server:
+            with Peer(server) as peer:
+                peer.accepted().send(frame(TEXT, b"four") + frame(TEXT, b"seven"))
+                assert peer.frame() == (TEXT_FRAME, b"four")
+                peer.closed_with(1009)
+            assert fetch(server).body == "page"
 
     def test_before_an_app_of_geventws(self) -> None:
         """For a move route by route: the offer is for whoever takes it."""
