@@ -21,11 +21,16 @@ from gunicorn.workers.base_async import ALREADY_HANDLED  # type: ignore[import-u
 
 from geventws.errors import UsageError
 from geventws.http_head import HeadError, parse_head
+from geventws.lent_socket import LentSocket
 from geventws.peer_log import shorten
 from geventws.server import tell_failure
 from geventws.upgrade import KEY, NO_INPUT, Upgrade, lighten, unwrap
 
 __all__ = ["Exchange", "OfferReader", "answer_offer", "reads_offers"]
+
+#: What ends the application on a connection that it took without being an error; simple-websocket's users raise
+#: StopIteration, for gunicorn.
+_QUIET = (gevent.GreenletExit, ConnectionError, StopIteration)
 
 StartResponse = Callable[..., Callable[[bytes], object]]
 
@@ -186,6 +191,9 @@ class Exchange:
         self._environ = environ
         environ[KEY] = upgrade
         environ.pop("wsgi.early_hints", None)
+        # For apps on simple-websocket. It looks for Werkzeug's first, and then ends with a response; with gunicorn's it
+        # would raise StopIteration, which what watches an app takes for an error.
+        environ["werkzeug.socket"] = environ["gunicorn.socket"] = LentSocket(upgrade, self.socket)
         handler = gevent.getcurrent()
         worker.handlers.add(handler)
         try:
@@ -195,10 +203,14 @@ class Exchange:
         except BaseException as error:
             if not upgrade.taken or isinstance(error, (SystemExit, KeyboardInterrupt)):
                 raise
-            if not isinstance(error, (gevent.GreenletExit, ConnectionError)):
+            if not isinstance(error, _QUIET):
+                upgrade.told("500 Internal Server Error")
                 worker.log.exception("Error on the connection taken by %s", shorten(self.request.uri))
         finally:
-            worker.handlers.discard(handler)
+            try:
+                upgrade.finish()
+            finally:
+                worker.handlers.discard(handler)
         if not upgrade.taken:
             return result
         if worker.watches_responses:
@@ -232,6 +244,7 @@ class Exchange:
         self, start_response: StartResponse, status: str, headers: Any, *exc_info: Any
     ) -> Callable[[bytes], object]:
         if self.upgrade.taken:
+            self.upgrade.told(status)
             return _ignore
         # gunicorn would let "Connection: Upgrade", which belongs to a 426, win over its own "close".
         headers = [(name, value) for name, value in headers if name.lower() != "connection"]

@@ -13,7 +13,7 @@ from contextlib import suppress
 from errno import ECONNRESET
 from functools import partial
 from math import inf, isfinite
-from socket import IPPROTO_TCP, SHUT_WR, TCP_NODELAY
+from socket import IPPROTO_TCP, TCP_NODELAY
 from sys import intern
 from time import monotonic
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from geventws.accepting import Acceptor, Waiting, WaitingRoom
 from geventws.errors import UsageError
 from geventws.frames import CloseCode
 from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
+from geventws.lent_socket import LINGER_SECONDS, LentInput, LentSocket, linger
 from geventws.peer_log import PeerLog
 from geventws.switching import start
 from geventws.upgrade import KEY, NO_INPUT, Outcome, Upgrade, flatten, lighten, names_websocket, unwrap
@@ -40,10 +41,6 @@ INPUT_SIZE = 16 * 1024
 #: A head that is not whole after this many receipts comes in crumbs, which are then left to gather for these seconds.
 CRUMBS = 64
 CRUMBS_GATHER = 0.01
-
-#: For how many seconds and bytes input is read on after the last response, lest a reset destroy it (RFC 9112 9.6).
-LINGER_SECONDS = 1.0
-LINGER_BYTES = 256 * 1024
 
 #: Sessions that are closed in a second, where they are closed one after another, and before others have their turn.
 CLOSE_RATE = 1000
@@ -93,22 +90,6 @@ def shake_hands(server: Any, sock: Any, waiting: Waiting, timeout: float | None)
             server.peer_log.log("the TLS handshake failed", waiting.address, reason or type(error).__name__)
     sock.close()
     return None
-
-
-def linger(sock: Any) -> None:
-    """Ends output and reads on for a moment, so that the peer gets what was sent before the socket is closed."""
-    ends = monotonic() + LINGER_SECONDS
-    received = 0
-    try:
-        sock._sock.shutdown(SHUT_WR)
-        while received < LINGER_BYTES:
-            sock.settimeout(max(0.001, ends - monotonic()))
-            piece = sock.recv(INPUT_SIZE)
-            if not piece:
-                return
-            received += len(piece)
-    except OSError:
-        pass
 
 
 def close_sessions(sessions: Iterable[Any], code: int, spread: float = 0.0) -> None:
@@ -341,6 +322,8 @@ class WSGIHandler(pywsgi.WSGIHandler):
         environ["wsgi.input_terminated"] = True
         if names_websocket(request.fields.get("HTTP_UPGRADE")):
             self.upgrade = environ[KEY] = Upgrade(self._let_go, address, self.server.sessions)
+            if self.wsgi_input is NO_INPUT:
+                environ["wsgi.input"] = LentInput(LentSocket(self.upgrade, self.socket))
             # What follows on the connection is a WebSocket, or was meant to be one: never another request.
             self.close_connection = True
         return environ
@@ -367,6 +350,7 @@ class WSGIHandler(pywsgi.WSGIHandler):
     def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:
         """As PEP 3333 has it; does nothing once the connection is taken."""
         if self._is_taken():
+            self.upgrade.told(status)  # type: ignore[union-attr]
             return _ignore
         if self.close_connection and not _has_close(headers):
             headers = [*headers, ("Connection", "close")]
@@ -394,6 +378,9 @@ class WSGIHandler(pywsgi.WSGIHandler):
 
     def log_request(self) -> None:
         """Writes the line of the access log; that of a WebSocket at its end, with status 101."""
+        if self.upgrade is not None:
+            # Here, where the app has returned, and not in a frame of its own that would stand below every session.
+            self.upgrade.finish()
         outcome = None if self.upgrade is None else self.upgrade.outcome
         if outcome is not None:
             self.response_length = outcome.sent

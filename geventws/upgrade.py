@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from sys import intern
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from gevent._socket3 import _closedsocket  # type: ignore[import-not-found]
 from gevent.ssl import SSLSocket
@@ -22,7 +22,7 @@ __all__ = ["KEY", "Outcome", "Upgrade", "flatten", "lighten", "names_websocket",
 KEY = "geventws.upgrade"
 
 #: What an environ needs no more once the connection is taken: the request's body, and ways to write HTTP.
-_USELESS = ("wsgi.early_hints", "gunicorn.socket", "gunicorn.sock")
+_USELESS = ("wsgi.early_hints", "gunicorn.socket", "gunicorn.sock", "werkzeug.socket")
 
 #: Whose values many clients have in common. Their sessions share one string.
 _COMMON = frozenset(
@@ -52,6 +52,17 @@ _COMMON = frozenset(
 _GONE = _closedsocket(-1, -1, -1, None, "detached")
 
 
+class Borrower(Protocol):
+    """What took the connection for an app that speaks WebSocket itself, and ends it when the app has returned."""
+
+    #: Whether the app has failed.
+    failed: bool
+
+    def finish(self) -> None:
+        """Ends the WebSocket; blocks."""
+        ...
+
+
 class Outcome(NamedTuple):
     """How a WebSocket ended, for the server's logs."""
 
@@ -73,7 +84,7 @@ class Upgrade:
     discards it at its end, and a server that stops calls ``start_close``, ``wait_closed`` and ``terminate`` on them.
     """
 
-    __slots__ = ("_release", "outcome", "remote_address", "sessions", "taken")
+    __slots__ = ("_release", "borrower", "outcome", "remote_address", "sessions", "taken")
 
     def __init__(self, release: Callable[[], tuple[Any, bytearray]], remote_address: Any, sessions: set[Any]) -> None:
         self._release: Callable[[], tuple[Any, bytearray]] | None = release
@@ -84,6 +95,8 @@ class Upgrade:
         self.taken = False
         #: What the application told of the WebSocket's end; None before it, and from an application that tells nothing.
         self.outcome: Outcome | None = None
+        #: Who has the connection where that is no session of ours.
+        self.borrower: Borrower | None = None
 
     def take(self) -> tuple[Any, bytearray]:
         """Ends HTTP on the connection; gives its socket, for the caller to close, and the bytes behind the request.
@@ -103,6 +116,16 @@ class Upgrade:
         self._release = None
         self.taken = True
         return connection
+
+    def told(self, status: str) -> None:
+        """Told the status of the response that an application makes for a connection which is taken."""
+        if self.borrower is not None and status.startswith("5"):
+            self.borrower.failed = True
+
+    def finish(self) -> None:
+        """Ends what an application that has returned would leave open; blocks."""
+        if self.borrower is not None:
+            self.borrower.finish()
 
     def expire(self) -> None:
         """Withdraws the offer: the request is over, and its connection is the server's again or closed."""

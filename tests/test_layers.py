@@ -75,6 +75,7 @@ ROOMS = [
     "topics",
     # The server half.
     "accepting",
+    "lent_socket",
     # The faces.
     "flask",
     "server",
