@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from geventws.call import Handler
 
-__all__ = ["WebSockets"]
+__all__ = ["FlaskCall", "WebSockets", "configured"]
 
 #: How an app's configuration names a setting: WEBSOCKETS_PING_INTERVAL and so on.
 CONFIG_PREFIX = "WEBSOCKETS_"
@@ -84,7 +84,7 @@ class _Installation:
     def __init__(self, app: flask.Flask, arguments: dict[str, Any], hooks: Sequence[Handler]) -> None:
         self._app = app
         self._hooks = hooks
-        self._index = RouteIndex(_configured(app).override(**arguments))
+        self._index = RouteIndex(configured(app).override(**arguments))
         app.extensions["geventws"] = self
         app.before_request(self._lend_call)
         app.register_error_handler(WebsocketMismatch, _mismatch)
@@ -131,8 +131,8 @@ class _Installation:
         # For after_request functions; nothing of it goes onto the wire.
         return self._app.response_class(status=101)
 
-    def _call(self, environ: WSGIEnvironment) -> _FlaskCall:
-        return _FlaskCall(environ, self._app, self._index.settings)
+    def _call(self, environ: WSGIEnvironment) -> FlaskCall:
+        return FlaskCall(environ, self._app, self._index.settings)
 
     def _lend_call(self) -> None:
         """Runs before each request: a view may return a ``WebSocketUpgrade``."""
@@ -141,7 +141,7 @@ class _Installation:
             environ[CALL_KEY] = self._call
 
 
-class _FlaskCall(ServerCall):
+class FlaskCall(ServerCall):
     """A request in a Flask app that a session answers."""
 
     __slots__ = ("_session",)
@@ -189,7 +189,7 @@ class _FlaskCall(ServerCall):
             return response
 
 
-def _configured(app: flask.Flask) -> Settings:
+def configured(app: flask.Flask) -> Settings:
     """The settings in an app's configuration."""
     names = {CONFIG_PREFIX + name.upper(): name for name in Settings.names()}
     settings = Settings()

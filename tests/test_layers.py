@@ -107,7 +107,7 @@ INPUT_AND_OUTPUT = {
 
 #: What only these modules may import; the rest works without it.
 OPTIONAL = {
-    "flask": {"flask"},
+    "flask": {"compat.flask_sock", "flask"},
     "gunicorn": {"offers", "worker"},
     "redis": {
         "topics.redis_channels",
