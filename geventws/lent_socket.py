@@ -134,7 +134,8 @@ class _AppWebSocket:
         "_closed",
         "_closing",
         "_draining",
-        "_frames",
+        "_input",
+        "_output",
         "_over",
         "_owed",
         "_read_ahead",
@@ -151,7 +152,8 @@ class _AppWebSocket:
         self._upgrade = upgrade
         self._socket = sock
         self._read_ahead = bytes(read_ahead)
-        self._frames = _SentFrames()
+        self._input = _Frames(behind_response=False)
+        self._output = _Frames(behind_response=True)
         self._turn = BoundedSemaphore(1)
         #: Set when there is nothing more to wait for: the input has ended, or the app has closed.
         self._over = Event()
@@ -175,30 +177,21 @@ class _AppWebSocket:
                 # The app learns of it by the peer's answer.
                 return
             self._write(data)
-            self._frames.feed(data)
             self._pay()
 
     def receive(self, size: int) -> bytes:
         """Receives for the app."""
         if self._read_ahead:
             data, self._read_ahead = self._read_ahead[:size], self._read_ahead[size:]
-        elif self._over.is_set() or self._draining:
+            self._came(data)
+            return data
+        if self._over.is_set() or self._draining:
             return b""
-        else:
-            self._readers += 1
-            try:
-                data = self._socket.recv(size)
-            except OSError as error:
-                # One that waits no longer may come again.
-                if not isinstance(error, (TimeoutError, BlockingIOError)):
-                    self._over.set()
-                raise
-            finally:
-                self._readers -= 1
-            if not data:
-                self._over.set()
-        self._received += len(data)
-        return data
+        self._readers += 1
+        try:
+            return self._receive(size)
+        finally:
+            self._readers -= 1
 
     def close(self) -> None:
         """Ends the connection."""
@@ -233,7 +226,7 @@ class _AppWebSocket:
         """Ends what the app has left open; blocks for the closing handshake."""
         try:
             with suppress(TimeoutError), gevent.Timeout(_CLOSE_SECONDS, TimeoutError()):
-                if self._frames.follow:
+                if self._output.follow:
                     self.start_close(CloseCode.INTERNAL_ERROR if self.failed else CloseCode.NORMAL)
                     self._wait_for_peer()
                 else:
@@ -244,7 +237,7 @@ class _AppWebSocket:
                 self._socket.close()
             self._over.set()
             self._upgrade.sessions.discard(self)
-            code = CloseCode.ABNORMAL if self._frames.close_code is None else self._frames.close_code
+            code = CloseCode.ABNORMAL if self._output.close_code is None else self._output.close_code
             self._upgrade.outcome = Outcome(code, "", self._received, self._sent, False)
 
     def _wait_for_peer(self) -> None:
@@ -254,8 +247,8 @@ class _AppWebSocket:
         elif not self._over.is_set():
             self._draining = True
             with suppress(OSError):
-                while piece := self._socket.recv(_PIECE):
-                    self._received += len(piece)
+                while not self._over.is_set():
+                    self._receive(_PIECE)
 
     def _close_in_turn(self) -> None:
         with self._turn, suppress(OSError):
@@ -263,29 +256,54 @@ class _AppWebSocket:
 
     def _pay(self) -> None:
         """Sends the Close frame that is owed where one may stand; the turn is the caller's."""
-        if self._owed is None or self._closing or not self._frames.ends_here or self._frames.close_code is not None:
+        if self._owed is None or self._closing or not self._output.ends_here or self._output.close_code is not None:
             return
         payload = CloseReason(self._owed).to_payload()
         frame = bytes((0x80 | Opcode.CLOSE, len(payload))) + payload
         self._closing = True
-        self._frames.feed(frame)
         self._write(frame)
 
     def _write(self, data: bytes) -> None:
         self._socket.sendall(data)
         self._sent += len(data)
+        self._output.feed(data)
+        self._look_for_end()
+
+    def _receive(self, size: int) -> bytes:
+        data: bytes
+        try:
+            data = self._socket.recv(size)
+        except OSError as error:
+            # One that waits no longer may come again.
+            if not isinstance(error, (TimeoutError, BlockingIOError)):
+                self._over.set()
+            raise
+        if not data:
+            self._over.set()
+        self._came(data)
+        return data
+
+    def _came(self, data: bytes) -> None:
+        self._received += len(data)
+        self._input.feed(data)
+        self._look_for_end()
+
+    def _look_for_end(self) -> None:
+        """Behind both Close frames nothing comes (RFC 6455 7.1.1)."""
+        if self._input.close_code is not None and self._output.close_code is not None:
+            self._over.set()
 
 
-class _SentFrames:
-    """Where the frames end in what a server sends behind its 101, and which Close frame was among them."""
+class _Frames:
+    """Where the frames end in what one side sends, a server ``behind_response``, and its Close frame among them."""
 
     __slots__ = ("_head", "_left", "_parse", "close_code")
 
-    def __init__(self) -> None:
+    def __init__(self, *, behind_response: bool) -> None:
         self._head = b""
         self._left = 0
-        self._parse: Callable[[bytes, int], int] = self._response
-        #: The code of the first Close frame; 1005 for one without. None before it.
+        self._parse: Callable[[bytes, int], int] = self._response if behind_response else self._frame
+        #: The code of the first Close frame, as it came if that is masked; 1005 for one without. None before it.
         self.close_code: int | None = None
 
     @property

@@ -362,7 +362,9 @@ class WSGIHandler(pywsgi.WSGIHandler):
             super().process_result()
 
     def _send_error_response_if_possible(self, error_code: int) -> None:
-        if not self._is_taken():
+        if self._is_taken():
+            self.upgrade.told(str(error_code))  # type: ignore[union-attr]
+        else:
             super()._send_error_response_if_possible(error_code)  # type: ignore[misc]
 
     def _sendall(self, data: bytes) -> None:

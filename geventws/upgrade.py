@@ -118,7 +118,7 @@ class Upgrade:
         return connection
 
     def told(self, status: str) -> None:
-        """Told the status of the response that an application makes for a connection which is taken."""
+        """Is told the status of the response that an application makes for a connection which is taken."""
         if self.borrower is not None and status.startswith("5"):
             self.borrower.failed = True
 
