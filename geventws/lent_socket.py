@@ -200,8 +200,7 @@ class _AppWebSocket:
         self._closed = True
         if not self._over.is_set() and self._readers == 0:
             linger(self._socket)
-        self._socket.close()
-        self._over.set()
+        self._let_go()
 
     # -- For the server ------------------------------------------------------------------------------------------------
 
@@ -213,9 +212,7 @@ class _AppWebSocket:
 
     def terminate(self) -> None:
         """Ends the connection at once; never blocks."""
-        if not self._closed:
-            with suppress(OSError):
-                self._socket._sock.shutdown(SHUT_RDWR)
+        self._shut_down()
         self._over.set()
 
     def wait_closed(self, timeout: float | None = None) -> bool:
@@ -233,9 +230,7 @@ class _AppWebSocket:
                     self.close()
         finally:
             self._closed = True
-            with suppress(OSError):
-                self._socket.close()
-            self._over.set()
+            self._let_go()
             self._upgrade.sessions.discard(self)
             code = CloseCode.ABNORMAL if self._output.close_code is None else self._output.close_code
             self._upgrade.outcome = Outcome(code, "", self._received, self._sent, False)
@@ -262,6 +257,16 @@ class _AppWebSocket:
         frame = bytes((0x80 | Opcode.CLOSE, len(payload))) + payload
         self._closing = True
         self._write(frame)
+
+    def _let_go(self) -> None:
+        # While the app still selects on it, gevent closes a socket at the loop's next event, which this is.
+        self._shut_down()
+        self._socket.close()
+        self._over.set()
+
+    def _shut_down(self) -> None:
+        with suppress(OSError):
+            self._socket._sock.shutdown(SHUT_RDWR)
 
     def _write(self, data: bytes) -> None:
         self._socket.sendall(data)
