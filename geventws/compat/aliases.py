@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from geventws.compat import socketio
 from geventws.errors import UsageError
 
 __all__ = ["install"]
@@ -25,6 +26,8 @@ def install() -> None:
 
     Whether the libraries are installed doesn't matter. Call it before anything imports them: raises ``UsageError``
     where that has happened, for whoever has them would go on with them.
+
+    The WebSockets of Socket.IO become sessions too: see `geventws.compat.socketio`.
     """
     names = [name for name in NAMES if find_spec(PLACE + name) is not None]
     for name in names:
@@ -36,6 +39,7 @@ def install() -> None:
             )
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder(names))
+    socketio.install()
 
 
 class _Finder(MetaPathFinder):

@@ -36,14 +36,21 @@ _WITHOUT_MEANING = ("receive_bytes", "thread_class", "event_class", "selector_cl
 _EXTENSION = "geventws.compat.flask_sock"
 
 
-class ConnectionClosed(RuntimeError):
+try:
+    # Apps import it from there, and go on catching it.
+    from simple_websocket import ConnectionClosed as _Base  # type: ignore[import-untyped]
+except ImportError:
+    _Base = RuntimeError
+
+
+class ConnectionClosed(_Base):  # type: ignore[misc]
     """The WebSocket is over: ``reason`` is the close code, ``message`` its text or None.
 
     Raised by ``send``, ``receive`` and ``close``. One that leaves its own WebSocket's view is a normal end.
     """
 
     def __init__(self, reason: int, message: str | None = None, websocket: WebSocket | None = None) -> None:
-        super().__init__(reason, message)
+        RuntimeError.__init__(self, reason, message)
         self.reason = reason
         self.message = message
         #: Whose end it tells.

@@ -1,12 +1,17 @@
 """Flask-SocketIO and python-socketio on geventws' sessions, in their ``async_mode="gevent"``.
 
-python-engineio, on which both stand, gets its WebSockets from a table of its gevent driver. `install` puts ours there.
+python-engineio, on which both stand, takes its WebSockets from a table of its gevent driver. `install` puts ours there;
+``geventws.compat.install()`` and ``geventws.compat.Worker`` do that too.
 Packets, heartbeats, rooms and message queues stay Socket.IO's.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from geventws.call import DefaultWebSocketServerSession, ServerCall, call_handler, finish, refusal
@@ -22,26 +27,69 @@ __all__ = ["WebSocketWSGI", "install"]
 _DEFAULTS = Settings(ping_interval=None, origins=None)
 
 
+#: Where python-engineio's gevent driver is.
+_DRIVER = "engineio.async_drivers.gevent"
+
+
 def install(**settings: Any) -> None:
-    """Has python-engineio's gevent driver make its WebSockets of sessions, in this process; before or after servers.
+    """Has python-engineio's gevent driver make its WebSockets of sessions, in this process.
 
-    ``settings`` are those of `geventws.Settings`, as in ``install(extensions=[PermessageDeflate()])``.
-    ``max_frame_size`` is by default the server's ``max_http_buffer_size``. Raises ``ImportError`` without
-    python-engineio.
+    May be called before or after python-engineio is imported, and does not import it. ``settings`` are those of
+    `geventws.Settings`, as in ``install(extensions=[PermessageDeflate()])``; ``max_frame_size`` is by default the
+    server's ``max_http_buffer_size``. Raises ``ValueError`` and ``TypeError`` for bad ones.
     """
-    from engineio.async_drivers import gevent as driver  # type: ignore[import-untyped]
+    if settings or _installed.settings is None:
+        _installed.settings = _DEFAULTS.override(**settings)
+        _installed.bounded = "max_frame_size" in settings
+    driver = sys.modules.get(_DRIVER)
+    if driver is not None:
+        _take_over(driver)
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
 
-    chosen = _DEFAULTS.override(**settings)
-    bounded = "max_frame_size" in settings
 
-    class Configured(WebSocketWSGI):
-        """With the settings that were given."""
+class _Installed:
+    """What `install` was told."""
 
-        def __init__(self, handler: Callable[[Any], Any], server: Any) -> None:
-            limit = {} if bounded else {"max_frame_size": max(1, int(server.max_http_buffer_size))}
-            super().__init__(handler, server, chosen.override(**limit))
+    settings: Settings | None = None
+    #: Whether it was told the size of messages.
+    bounded = False
 
-    driver._async["websocket"] = Configured
+
+_installed = _Installed()
+
+
+def _take_over(driver: Any) -> None:
+    driver._async["websocket"] = WebSocketWSGI
+
+
+class _Finder(MetaPathFinder):
+    """Finds the driver as others do, and takes it over when it is loaded."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """As the import system asks for it."""
+        if fullname != _DRIVER:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(Loader):
+    """Loads the driver with its own ``loader``."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """As the import system asks for it."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Runs the module."""
+        self._loader.exec_module(module)
+        _take_over(module)
 
 
 class WebSocketWSGI:
@@ -50,9 +98,12 @@ class WebSocketWSGI:
     ``handler`` is called with it, and may leave ``send`` and ``close`` to another greenlet.
     """
 
-    def __init__(self, handler: Callable[[Any], Any], server: Any, settings: Settings = _DEFAULTS) -> None:
+    def __init__(self, handler: Callable[[Any], Any], server: Any) -> None:
         self._handler = handler
         self._server = server
+        settings = _installed.settings or _DEFAULTS
+        if not _installed.bounded:
+            settings = settings.override(max_frame_size=max(1, int(server.max_http_buffer_size)))
         self._settings = settings
         self.environ: WSGIEnvironment = {}
         #: The session; None before the request.
