@@ -107,6 +107,9 @@ def count(number):
 @socketio.on("disconnect")
 def disconnected(reason):
     print("disconnected:", reason, flush=True)
+
+
+print("loaded", flush=True)
 '''
 
 #: What an app adds where the worker's name does not tell: one of these.
@@ -157,8 +160,10 @@ def served(request: pytest.FixtureRequest, servers: dict[str, tuple[str, Program
 @contextmanager
 def client(address: str, *transports: str, **options: Any) -> Iterator[socketio.SimpleClient]:
     """The client in Python."""
-    with socketio.SimpleClient() as chatting:
-        chatting.connect(f"http://{address}", transports=list(transports) or ["websocket"], **options)
+    with socketio.SimpleClient(request_timeout=PATIENCE) as chatting:
+        chatting.connect(
+            f"http://{address}", transports=list(transports) or ["websocket"], wait_timeout=PATIENCE, **options
+        )
         yield chatting
 
 
@@ -273,7 +278,8 @@ def test_several_workers_with_redis(directory: Path, monkeypatch: pytest.MonkeyP
     with running(any_kind()) as redis, ExitStack() as stack:
         monkeypatch.setenv("CHAT_QUEUE", redis.url)
         address, program = stack.enter_context(serving(directory, "geventws.Worker", "--workers", "2"))
-        program.wait_for("Booting worker")
+        for _ in range(2):
+            program.wait_for("loaded")
         by_worker: dict[int, socketio.SimpleClient] = {}
         while len(by_worker) < 2:
             one = stack.enter_context(client(address))
