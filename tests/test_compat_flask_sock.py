@@ -284,6 +284,8 @@ def servers(directory: Path) -> Iterator[Servers]:
 NAMES = [
     "unchanged on geventws.Worker",
     "unchanged on WSGIServer",
+    # Whose flask_sock is ours.
+    "unchanged on geventws.compat.Worker",
     "changed on geventws.Worker",
     "changed on WSGIServer",
 ]
