@@ -35,6 +35,9 @@ _PIECE = 16 * 1024
 #: Seconds that the peer has for its part of the closing handshake.
 _CLOSE_SECONDS = Settings().timeout
 
+# An enum's member takes longer to get and to compare.
+_CLOSE = int(Opcode.CLOSE)
+
 #: Bytes of a response's head that are looked at.
 _LONGEST_HEAD = 64 * 1024
 
@@ -81,16 +84,16 @@ class LentSocket:
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """Sends ``data``, which is the next bytes of frames; blocks. Raises ``OSError``."""
-        self._take().send(bytes(data))
+        (self._websocket or self._take()).send(bytes(data))
 
     def send(self, data: Any, flags: int = 0) -> int:
         """As `sendall`: no caller need care for a rest. Gives the number of bytes."""
-        self._take().send(bytes(data))
+        (self._websocket or self._take()).send(bytes(data))
         return len(data)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """The next bytes, at most ``size``, none at the end; blocks. Raises ``OSError``."""
-        return self._take().receive(size)
+        return (self._websocket or self._take()).receive(size)
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         """As `recv`, into ``buffer``; gives the number of bytes."""
@@ -177,7 +180,8 @@ class _AppWebSocket:
                 # The app learns of it by the peer's answer.
                 return
             self._write(data)
-            self._pay()
+            if self._owed is not None:
+                self._pay()
 
     def receive(self, size: int) -> bytes:
         """Receives for the app."""
@@ -254,7 +258,7 @@ class _AppWebSocket:
         if self._owed is None or self._closing or not self._output.ends_here or self._output.close_code is not None:
             return
         payload = CloseReason(self._owed).to_payload()
-        frame = bytes((0x80 | Opcode.CLOSE, len(payload))) + payload
+        frame = bytes((0x80 | _CLOSE, len(payload))) + payload
         self._closing = True
         self._write(frame)
 
@@ -269,10 +273,14 @@ class _AppWebSocket:
             self._socket._sock.shutdown(SHUT_RDWR)
 
     def _write(self, data: bytes) -> None:
-        self._socket.sendall(data)
+        # gevent's sendall asks the system for the size of its buffer each time.
+        count = self._socket.send(data)
+        if count < len(data):
+            self._socket.sendall(memoryview(data)[count:])
         self._sent += len(data)
         self._output.feed(data)
-        self._look_for_end()
+        if self._output.close_code is not None:
+            self._look_for_end()
 
     def _receive(self, size: int) -> bytes:
         data: bytes
@@ -291,7 +299,8 @@ class _AppWebSocket:
     def _came(self, data: bytes) -> None:
         self._received += len(data)
         self._input.feed(data)
-        self._look_for_end()
+        if self._input.close_code is not None:
+            self._look_for_end()
 
     def _look_for_end(self) -> None:
         """Behind both Close frames nothing comes (RFC 6455 7.1.1)."""
@@ -302,19 +311,16 @@ class _AppWebSocket:
 class _Frames:
     """Where the frames end in what one side sends, a server ``behind_response``, and its Close frame among them."""
 
-    __slots__ = ("_head", "_left", "_parse", "close_code")
+    __slots__ = ("_head", "_left", "_parse", "close_code", "follow")
 
     def __init__(self, *, behind_response: bool) -> None:
         self._head = b""
         self._left = 0
         self._parse: Callable[[bytes, int], int] = self._response if behind_response else self._frame
+        #: Whether frames follow: behind a response only a 101.
+        self.follow = not behind_response
         #: The code of the first Close frame, as it came if that is masked; 1005 for one without. None before it.
         self.close_code: int | None = None
-
-    @property
-    def follow(self) -> bool:
-        """Whether there was a 101, and frames follow."""
-        return self._parse == self._frame
 
     @property
     def ends_here(self) -> bool:
@@ -323,6 +329,11 @@ class _Frames:
 
     def feed(self, data: bytes) -> None:
         """Looks at the next bytes that are sent."""
+        if self.follow and not self._left and not self._head and len(data) > 1 and data[0] & 0x0F != _CLOSE:
+            # As most come: a short frame as a whole.
+            length = data[1] & 0x7F
+            if length < 126 and len(data) == length + (6 if data[1] & 0x80 else 2):
+                return
         position = 0
         while position < len(data):
             position = self._parse(data, position)
@@ -335,6 +346,7 @@ class _Frames:
             return len(data)
         accepted = end >= 0 and head.startswith(b"HTTP/1.1 101 ")
         self._parse = self._frame if accepted else self._other
+        self.follow = accepted
         position = end + 4 - len(self._head) if accepted else len(data)
         self._head = b""
         return position
@@ -351,7 +363,7 @@ class _Frames:
         # 14 bytes are the longest head (RFC 6455 5.2), and a Close frame is looked at with its code.
         head = self._head + data[position : position + 14 - len(self._head)]
         kept, size = len(self._head), _head_size(head)
-        is_close = bool(head) and head[0] & 0x0F == Opcode.CLOSE
+        is_close = bool(head) and head[0] & 0x0F == _CLOSE
         if is_close and len(head) >= 2 and head[1] & 0x7F >= 2:
             size += 2
         if len(head) < size:
