@@ -343,7 +343,7 @@ def test_an_app_that_shakes_hands_itself_finds_the_socket(servers: Servers) -> N
     """Flask-sock takes it from the environ of gunicorn."""
     with Client(servers.get("ours", "gunicorn").address) as client:
         assert client.ask(offer("/socket")) == 200
-        assert client.body == b"_Client"
+        assert client.body == b"LentSocket"
 
 
 class TestFlaskViews:
