@@ -123,12 +123,16 @@ SERVERS = {
     "WSGIServer": ("installs",),
 }
 
+#: What has neither ours nor gevent-websocket's uses simple-websocket's.
+WITHOUT = "import sys\nsys.modules['geventwebsocket'] = None\n"
+
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("chat")
     (directory / "installs.py").write_text(CHAT.replace("INSTALL", INSTALL))
     (directory / "unchanged.py").write_text(CHAT.replace("INSTALL", ""))
+    (directory / "without.py").write_text(CHAT.replace("INSTALL", WITHOUT))
     (directory / "runs.py").write_text(CHAT.replace("INSTALL", INSTALL) + RUN)
     return directory
 
@@ -297,6 +301,33 @@ def test_several_workers_with_redis(directory: Path, monkeypatch: pytest.MonkeyP
         )
         subprocess.run([sys.executable, "-c", outside, redis.url], check=True, timeout=PATIENCE)
         assert second.receive(PATIENCE) == ["said", "outside"]
+
+
+@pytest.mark.parametrize("server", ["geventws.Worker", "WSGIServer"])
+def test_without_an_install(directory: Path, server: str) -> None:
+    """By simple-websocket, on a socket of ours."""
+    with ExitStack() as stack:
+        address, program = stack.enter_context(
+            development_server("without:app", directory)
+            if server == "WSGIServer"
+            else gunicorn_server("without:app", "-k", server, "--access-logfile", "-", directory=directory)
+        )
+        for transports in (("websocket",), ("polling", "websocket")):
+            with client(address, *transports) as chatting:
+                assert chatting.call("say", "hello", timeout=PATIENCE) == "websocket"
+        program.wait_for("disconnected: ")
+        program.wait_for("disconnected: ")
+        with connect(f"ws://{address}/socket.io/?EIO=4&transport=websocket", proxy=None) as connection:
+            connection.recv(PATIENCE)
+            program.process.send_signal(signal.SIGTERM)
+            with pytest.raises(ConnectionClosed) as closed:
+                connection.recv(PATIENCE)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1001
+        assert program.stop() == 0
+        lines = program.rest()
+    assert len([line for line in lines if re.search(r'transport=websocket\S* HTTP/1.1" 101 ', line)]) == 3
+    assert not [line for line in lines if "Traceback" in line]
 
 
 OUTSIDE = """
