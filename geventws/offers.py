@@ -197,20 +197,19 @@ class Exchange:
         handler = gevent.getcurrent()
         worker.handlers.add(handler)
         try:
-            result = application(environ, partial(self._start_response, start_response))
-            # A generator takes the connection when it is asked for its first piece.
-            result = self._begin(result)
-        except BaseException as error:
-            if not upgrade.taken or isinstance(error, (SystemExit, KeyboardInterrupt)):
-                raise
-            if not isinstance(error, _QUIET):
-                upgrade.told("500 Internal Server Error")
-                worker.log.exception("Error on the connection taken by %s", shorten(self.request.uri))
-        finally:
             try:
-                upgrade.finish()
-            finally:
-                worker.handlers.discard(handler)
+                result = application(environ, partial(self._start_response, start_response))
+                # A generator takes the connection when it is asked for its first piece.
+                result = self._begin(result)
+            except BaseException as error:
+                if not upgrade.taken or isinstance(error, (SystemExit, KeyboardInterrupt)):
+                    raise
+                if not isinstance(error, _QUIET):
+                    upgrade.told("500 Internal Server Error")
+                    worker.log.exception("Error on the connection taken by %s", shorten(self.request.uri))
+            upgrade.finish()
+        finally:
+            worker.handlers.discard(handler)
         if not upgrade.taken:
             return result
         if worker.watches_responses:

@@ -14,8 +14,8 @@ from gevent.event import Event
 
 from geventws.lent_socket import _Frames
 from tests.peer import PATIENCE, Peer, serving, wait_until
+from tests.rigs import Certificates, gunicorn, offer, standalone
 from tests.rigs import Peer as Client
-from tests.rigs import gunicorn, offer, standalone
 from tests.wire import BINARY, CLOSE, PING, TEXT, close_frame, frame, server_frames, splits
 
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
@@ -70,27 +70,32 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
 class Served(NamedTuple):
     """A server of ``app``: where, and what it logged."""
 
-    address: Any
+    connect: Callable[[], Client]
     log: Callable[[], str]
     accesses: Callable[[], list[str]]
 
 
-@pytest.fixture(scope="module", params=["standalone", "gunicorn"])
+@pytest.fixture(scope="module", params=["standalone", "gunicorn", "standalone-tls", "gunicorn-tls"])
 def served(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    if request.param == "standalone":
-        with standalone(app) as server:
-            yield Served(server.address, lambda: "\n".join(server.errors()), server.log)
+    directory = tmp_path_factory.mktemp(request.param)
+    kind, _, tls = request.param.partition("-")
+    certificates = Certificates(directory) if tls else None
+    files = {"certfile": certificates.certfile, "keyfile": certificates.keyfile} if certificates else {}
+    context = certificates.client if certificates else None
+    if kind == "standalone":
+        with standalone(app, **files) as server:
+            yield Served(lambda: Client(server.address, context), lambda: "\n".join(server.errors()), server.log)
     else:
-        directory = tmp_path_factory.mktemp("gunicorn")
-        with gunicorn(directory, application="tests.test_lent_socket:app") as running:
-            yield Served(running.address, running.log, lambda: running.lines("HTTP/1.1"))
+        arguments = [f"--{name}={value}" for name, value in files.items()]
+        with gunicorn(directory, *arguments, application="tests.test_lent_socket:app") as running:
+            yield Served(lambda: Client(running.address, context), running.log, lambda: running.lines("HTTP/1.1"))
 
 
 @pytest.mark.parametrize(
     ("path", "code"), [("returns", 1000), ("raises", 1011), ("stops", 1000), ("fails", 1011), ("closes", 4000)]
 )
 def test_the_end_of_the_app_is_a_close_frame(served: Served, path: str, code: int) -> None:
-    with Client(served.address) as peer:
+    with served.connect() as peer:
         peer.send(offer(f"/{path}"))
         assert peer.until(b"\r\n\r\n") == SWITCHED
         expected = said(path) + close_frame(code, key=None)
@@ -106,20 +111,20 @@ def test_only_what_the_app_raised_is_logged(served: Served) -> None:
 
 
 def test_an_app_that_only_looks_at_it_answers_in_http(served: Served) -> None:
-    with Client(served.address) as peer:
+    with served.connect() as peer:
         assert peer.ask(offer("/page")) == 200
         assert peer.body == b"page"
         assert peer.rest() == b""
 
 
 def test_what_is_no_101_is_sent_as_it_is(served: Served) -> None:
-    with Client(served.address) as peer:
+    with served.connect() as peer:
         peer.send(offer("/other"))
         assert peer.rest() == b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nbytes"
 
 
 def test_bytes_behind_the_handshake_reach_the_app(served: Served) -> None:
-    with Client(served.address) as peer:
+    with served.connect() as peer:
         peer.send(offer("/echo") + said("early"))
         expected = SWITCHED + said("echo") + said("early")
         assert peer.exactly(len(expected)) == expected
@@ -131,7 +136,7 @@ def test_bytes_behind_the_handshake_reach_the_app(served: Served) -> None:
 
 def test_a_peer_that_just_goes(served: Served) -> None:
     before = len(served.accesses())
-    with Client(served.address) as peer:
+    with served.connect() as peer:
         peer.send(offer("/echo"))
         peer.exactly(len(SWITCHED + said("echo")))
     wait_until(lambda: len(served.accesses()) > before)
