@@ -273,10 +273,15 @@ class _AppWebSocket:
             self._socket._sock.shutdown(SHUT_RDWR)
 
     def _write(self, data: bytes) -> None:
-        # gevent's sendall asks the system for the size of its buffer each time.
-        count = self._socket.send(data)
-        if count < len(data):
-            self._socket.sendall(memoryview(data)[count:])
+        try:
+            # gevent's sendall asks the system for the size of its buffer each time.
+            count = self._socket.send(data)
+            if count < len(data):
+                self._socket.sendall(memoryview(data)[count:])
+        except BaseException:
+            # A frame may be cut off, and behind it another would be taken for its rest.
+            self._output.follow = False
+            raise
         self._sent += len(data)
         self._output.feed(data)
         if self._output.close_code is not None:

@@ -7,7 +7,8 @@ import signal
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import functools
 
 import gevent
 import gevent.queue
+import simple_websocket
 from flask import Blueprint, Flask, abort, request, session
 from SOCK import Sock
 from ERRORS import ConnectionClosed
@@ -108,6 +110,16 @@ def closes(ws):
             use()
         except ConnectionClosed:
             ends.put(str(ws.connected))
+
+
+@app.route("/direct", websocket=True)
+def direct():
+    ws = simple_websocket.Server.accept(request.environ)
+    try:
+        while True:
+            ws.send(ws.receive())
+    except simple_websocket.ConnectionClosed:
+        return "nothing of it goes out"
 
 
 @sock.route("/fails")
@@ -250,35 +262,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-ACCESS = ("--access-logfile", "-")
-
-
-class Servers:
-    """The servers that were asked for, each started once."""
-
-    def __init__(self, directory: Path, stack: ExitStack) -> None:
-        self._directory = directory
-        self._stack = stack
-        self._started: dict[str, tuple[str, Program]] = {}
-
-    def __getitem__(self, name: str) -> tuple[str, Program]:
-        if name not in self._started:
-            app, server = name.split(" on ")
-            started = (
-                development_server(f"{app}:app", self._directory)
-                if server == "WSGIServer"
-                else gunicorn_server(
-                    f"{app}:app", "-k", server, *ACCESS, "--graceful-timeout", "20", directory=self._directory
-                )
-            )
-            self._started[name] = self._stack.enter_context(started)
-        return self._started[name]
-
-
-@pytest.fixture(scope="module")
-def servers(directory: Path) -> Iterator[Servers]:
-    with ExitStack() as stack:
-        yield Servers(directory, stack)
+Servers = dict[str, tuple[str, Program]]
 
 
 NAMES = [
@@ -289,6 +273,25 @@ NAMES = [
     "changed on geventws.Worker",
     "changed on WSGIServer",
 ]
+
+
+def started(name: str, directory: Path) -> AbstractContextManager[tuple[str, Program]]:
+    """An app on a server."""
+    app, server = name.split(" on ")
+    if server == "WSGIServer":
+        return development_server(f"{app}:app", directory)
+    options = ("--access-logfile", "-", "--graceful-timeout", "20")
+    return gunicorn_server(f"{app}:app", "-k", server, *options, directory=directory)
+
+
+@pytest.fixture(scope="module")
+def servers(directory: Path) -> Iterator[Servers]:
+    names = ["unchanged on gevent", *NAMES]
+    with ExitStack() as stack:
+        # Side by side, for each takes its time.
+        with ThreadPoolExecutor() as pool:
+            running = list(pool.map(lambda name: stack.enter_context(started(name, directory)), names))
+        yield dict(zip(names, running, strict=True))
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS, ids=lambda conversation: conversation.__name__)
@@ -308,6 +311,16 @@ def test_large_messages_of_several_greenlets_come_whole(servers: Servers, name: 
     assert sorted(messages) == sorted(letter * 200_000 for letter in "abc" for _ in range(10))
     assert last == "z" * 4_000_000
     assert end == (1000, "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_simple_websocket_without_flask_sock(servers: Servers, name: str) -> None:
+    """On gunicorn's own worker the view's answer comes behind the frames."""
+    with opened(servers[name][0], "/direct") as connection:
+        connection.send("there")
+        assert connection.recv(PATIENCE) == "there"
+        connection.close(4003)
+        assert all_of(connection) == [(4003, "")]
 
 
 @pytest.mark.parametrize("name", NAMES)

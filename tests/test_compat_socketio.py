@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def disconnected(reason):
     print("disconnected:", reason, flush=True)
 
 
-print("loaded", flush=True)
+# Whole, where several workers write.
+os.write(1, b"loaded\\n")
 '''
 
 #: What an app adds where the worker's name does not tell: one of these.
@@ -153,7 +155,10 @@ def serving(directory: Path, name: str, *arguments: str) -> Iterator[tuple[str, 
 def servers(directory: Path) -> Iterator[dict[str, tuple[str, Program]]]:
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         patch.setenv("CHAT_CLIENT", str(SCRIPT))
-        yield {name: stack.enter_context(serving(directory, name)) for name in SERVERS}
+        # Side by side, for each takes its time.
+        with ThreadPoolExecutor() as pool:
+            started = list(pool.map(lambda name: stack.enter_context(serving(directory, name)), SERVERS))
+        yield dict(zip(SERVERS, started, strict=True))
 
 
 @pytest.fixture(params=SERVERS)

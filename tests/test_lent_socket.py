@@ -216,6 +216,17 @@ def test_what_greenlets_send_does_not_mix() -> None:
         peer.closed_with(1000)
 
 
+def test_nothing_follows_a_frame_that_was_cut_off() -> None:
+    speaker = Speaker()
+    with serving(speaker) as server, Peer(server) as peer:
+        assert peer.head().startswith("HTTP/1.1 101 ")
+        sender = gevent.spawn(speaker.sock.send, frame(BINARY, b"x" * 20_000_000, key=None))
+        wait_until(lambda: peer.socket.recv(1))
+        sender.kill()
+        speaker.release.set()
+        assert set(peer.rest()[20:]) == {ord("x")}
+
+
 def test_other_uses_are_those_of_a_socket() -> None:
     speaker = Speaker()
     with serving(speaker) as server, Peer(server) as peer:
