@@ -7,7 +7,6 @@ that the server can put a Close frame between two of them when it stops, or behi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
 from socket import SHUT_RDWR, SHUT_WR
 from time import monotonic
@@ -236,6 +235,7 @@ class _AppWebSocket:
             self._closed = True
             self._let_go()
             self._upgrade.sessions.discard(self)
+            self._upgrade.borrower = None
             code = CloseCode.ABNORMAL if self._output.close_code is None else self._output.close_code
             self._upgrade.outcome = Outcome(code, "", self._received, self._sent, False)
 
@@ -316,12 +316,12 @@ class _AppWebSocket:
 class _Frames:
     """Where the frames end in what one side sends, a server ``behind_response``, and its Close frame among them."""
 
-    __slots__ = ("_head", "_left", "_parse", "close_code", "follow")
+    __slots__ = ("_head", "_left", "_responding", "close_code", "follow")
 
     def __init__(self, *, behind_response: bool) -> None:
         self._head = b""
         self._left = 0
-        self._parse: Callable[[bytes, int], int] = self._response if behind_response else self._frame
+        self._responding = behind_response
         #: Whether frames follow: behind a response only a 101.
         self.follow = not behind_response
         #: The code of the first Close frame, as it came if that is masked; 1005 for one without. None before it.
@@ -341,7 +341,12 @@ class _Frames:
                 return
         position = 0
         while position < len(data):
-            position = self._parse(data, position)
+            if self.follow:
+                position = self._frame(data, position)
+            elif self._responding:
+                position = self._response(data, position)
+            else:
+                return
 
     def _response(self, data: bytes, position: int) -> int:
         head = self._head + data[position:]
@@ -350,15 +355,11 @@ class _Frames:
             self._head = head
             return len(data)
         accepted = end >= 0 and head.startswith(b"HTTP/1.1 101 ")
-        self._parse = self._frame if accepted else self._other
+        self._responding = False
         self.follow = accepted
         position = end + 4 - len(self._head) if accepted else len(data)
         self._head = b""
         return position
-
-    def _other(self, data: bytes, position: int) -> int:
-        """No frames follow, as far as is known."""
-        return len(data)
 
     def _frame(self, data: bytes, position: int) -> int:
         if self._left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from geventws.lent_socket import _Frames
+import geventws
+from geventws.lent_socket import LentSocket, _Frames
 from tests.peer import PATIENCE, Peer, serving, wait_until
 from tests.rigs import Certificates, gunicorn, offer, standalone
 from tests.rigs import Peer as Client
@@ -248,6 +250,22 @@ def test_other_uses_are_those_of_a_socket() -> None:
         with pytest.raises(OSError, match=r"closed|descriptor"):
             speaker.sock.send(said("gone"))
         speaker.release.set()
+
+
+def test_nothing_of_it_stays_with_sessions_of_ours() -> None:
+    app = geventws.WebSockets()
+    kept: list[str] = []
+
+    @app.route("/")
+    def look(session: geventws.DefaultWebSocketServerSession) -> None:
+        session.accept()
+        sockets = [one for one in gc.get_objects() if isinstance(one, LentSocket)]
+        kept.extend("a socket" for one in sockets if one._upgrade is session.call._upgrade)
+        kept.extend(key for key in session.environ if key.endswith(".socket"))
+
+    with serving(app) as server, Peer(server) as peer:
+        peer.accepted().closed_with(1000)
+    assert kept == []
 
 
 # -- Where frames end --------------------------------------------------------------------------------------------------
