@@ -26,7 +26,7 @@ MAX_NAME = 30
 MAX_ROOM = 40
 MAX_TEXT = 1000
 HISTORY = 1000  # messages of a room that are kept for those who come back
-RECENT = 50  # of these, what somebody new is shown
+RECENT = 50  # of these, what somebody is shown who is new, or was away for too long
 BURST, RATE = 20, 10  # so many messages of a session at once, and then so many a second
 
 app = Flask(__name__)
@@ -74,15 +74,13 @@ def talk(session: DefaultWebSocketServerSession, room: str) -> None:
                 return
 
 
-def enter(session: DefaultWebSocketServerSession, room: str, name: str, since: str | Position | None) -> None:
+def enter(session: DefaultWebSocketServerSession, room: str, name: str, since: str | None) -> None:
     """Subscribes a page: it is sent what it has missed, then whatever comes, and who is here."""
     topic = f"room/{room}"
     topics.subscribe(session, f"typing/{room}")
-    if since is None:  # Somebody new: as if the last messages were missed.
-        position = topics.subscribe(session, topic).position
-        if position is not None:
-            since = Position(position.epoch, max(0, position.offset - RECENT))
-    subscribed = topics.subscribe(session, topic, member=name, since=since, on_presence=tell_presence, on_gap=tell_gap)
+    subscribed = topics.subscribe(
+        session, topic, member=name, since=since, recent=RECENT, on_presence=tell_presence, on_gap=tell_gap
+    )
     session.send_serialized(
         {
             "event": "welcome",

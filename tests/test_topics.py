@@ -443,6 +443,33 @@ class TestHistory:
                 assert len(peer.frame()[1]) == 1_000_000
             assert result.get().recovered is False
 
+    def test_recent_messages_for_somebody_new(self) -> None:
+        topics = Topics(history=10)
+        with Room() as room:
+            start = topics.subscribe(room.join() and room.sessions[0], "a").position
+            peer, subscribed = self.join(topics, room, None, recent=5)
+            assert subscribed == (start, True, 0)
+            for number in range(30):
+                topics.publish("a", str(number))
+            assert texts(peer, 30) == [str(number) for number in range(30)]
+            for since, recent, recovered, expected in (
+                (None, 5, True, range(25, 30)),
+                (None, 50, True, range(20, 30)),
+                (start, 3, False, range(27, 30)),
+                ("nonsense", 3, False, range(27, 30)),
+                (start._replace(offset=28), 5, True, range(28, 30)),
+                (start._replace(offset=30), 5, True, ()),
+                (start._replace(offset=31), 2, False, range(28, 30)),
+                (start._replace(epoch=7), 2, False, range(28, 30)),
+            ):
+                peer, subscribed = self.join(topics, room, since, recent=recent)
+                assert (subscribed.recovered, subscribed.missed) == (recovered, len(expected)), since
+                assert texts(peer, len(expected)) == [str(number) for number in expected]
+                nothing_more(peer, room.sessions[-1])
+            for wrong in (-1, True, 1.5, None):
+                with pytest.raises(ValueError, match="recent"):
+                    self.join(topics, room, None, recent=wrong)
+
     def test_kept_without_subscribers(self) -> None:
         topics = Topics(history=10)
         topics.publish("a", "one")

@@ -126,6 +126,8 @@ def test_who_comes_back_to_another_process_gets_what_it_missed() -> None:
         late = room.join()
         assert two.subscribe(room.sessions[2], "room/7", since=last).recovered is False
         assert one.subscribe(room.sessions[2], "elsewhere", since=last) == (None, False, 0)
+        assert two.subscribe(room.sessions[2], "room/7", since=last, recent=3)[1:] == (False, 3)
+        assert [text.partition(" ")[2] for text in texts(late, 3)] == ["57", "58", "59"]
         nothing_more(room, late, 2)
 
 

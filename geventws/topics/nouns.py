@@ -68,5 +68,5 @@ class Subscribed(NamedTuple):
     position: Position | None
     #: Whether the session has all messages between the position that it gave and this one; True if it gave none.
     recovered: bool
-    #: The messages that were sent to it again.
+    #: The messages that it was sent of the history.
     missed: int

@@ -137,6 +137,7 @@ class Topics:
         *,
         member: str | None = None,
         since: Position | str | None = None,
+        recent: int = 0,
         on_presence: Callable[[Presence], str | bytes | None] | None = None,
         on_gap: Callable[[Gap], str | bytes | None] | None = None,
     ) -> Subscribed:
@@ -147,6 +148,8 @@ class Topics:
         :param member: as whom it is on the topic, for `presence`; None for an anonymous subscriber.
         :param since: a position that the session's client has seen before, or its text: it is first sent what it
             missed since, in order. Text that is no position counts as one that is long gone.
+        :param recent: without such a position, or where not all since is there any more: how many of the last messages
+            it is first sent.
         :param on_presence: called for each member that comes to the topic or leaves it, for the message that this
             session is to get then; None for none. Sessions that give the same function share one call. It must not
             block.
@@ -161,12 +164,16 @@ class Topics:
         connection = self._connection_of(session)
         if member is not None and not isinstance(member, str):
             raise TypeError(f"member must be a str or None, not {type(member).__name__}")
+        if since is not None and not isinstance(since, (Position, str)):
+            raise TypeError(f"since must be a Position, its text or None, not {type(since).__name__}")
+        if isinstance(recent, bool) or not isinstance(recent, int) or recent < 0:
+            raise ValueError(f"recent must be a number of messages, 0 for none, not {recent!r}")
         here = self._topic(topic)
         here.arriving += 1
         try:
             here.remove(connection)
             self._start(here)
-            recovered, missed = self._recover(here, session, since)
+            recovered, missed = self._catch_up(here, session, since, recent)
             if connection.state != OPEN:
                 raise ConnectionClosed(connection.ending())
             # Another greenlet may have subscribed it meanwhile.
@@ -249,31 +256,47 @@ class Topics:
             return self._broker.reached(here.name)
         return None if here.history is None else here.history.position
 
-    def _recover(self, here: Topic, session: DefaultWebSocketSession, since: Any) -> tuple[bool, int]:
-        """Sends what was missed, until nothing is any more; the caller subscribes without yielding in between."""
-        if since is None:
-            return True, 0
-        if not isinstance(since, (Position, str)):
-            raise TypeError(f"since must be a Position, its text or None, not {type(since).__name__}")
-        if isinstance(since, str):
+    def _catch_up(
+        self, here: Topic, session: DefaultWebSocketSession, since: Position | str | None, recent: int
+    ) -> tuple[bool, int]:
+        """Sends what was missed; gives whether that was all, and how many. Nothing more is when it returns."""
+        recovered, count = True, 0
+        reached: Position | None = None
+        if since is not None:
             try:
-                since = Position.parse(since)
+                reached = Position.parse(since) if isinstance(since, str) else since
             except ValueError:
-                return False, 0
-        missed = 0
+                recovered = False
+            else:
+                recovered, count, reached = self._send_since(here, session, reached)
+        if recent and (since is None or not recovered):
+            position = self._position(here)
+            if position is not None:
+                first = max(position.offset - min(recent, self._sizes.of(here.name)), 0)
+                if reached is not None and reached.epoch == position.epoch and reached.offset < position.offset:
+                    # Some of it may have been sent before the rest was gone.
+                    first = max(first, reached.offset)
+                count += self._send_since(here, session, Position(position.epoch, first))[1]
+        return recovered, count
+
+    def _send_since(
+        self, here: Topic, session: DefaultWebSocketSession, reached: Position
+    ) -> tuple[bool, int, Position]:
+        """Sends what is behind a position, until nothing is; gives whether it could, how many, and up to where."""
+        count = 0
         while True:
             position = self._position(here)
-            if position is None or since.epoch != position.epoch or since.offset > position.offset:
-                return False, missed
-            if since.offset == position.offset:
-                return True, missed
-            messages = self._missed(here, since, position)
+            if position is None or reached.epoch != position.epoch or reached.offset > position.offset:
+                return False, count, reached
+            if reached.offset == position.offset:
+                return True, count, reached
+            messages = self._missed(here, reached, position)
             if messages is None:
-                return False, missed
-            for reached, opcode, payload in messages:
-                session.send(self._wrapped(here.name, opcode, payload, reached))
-                since = reached
-                missed += 1
+                return False, count, reached
+            for at, opcode, payload in messages:
+                session.send(self._wrapped(here.name, opcode, payload, at))
+                reached = at
+                count += 1
 
     def _missed(self, here: Topic, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
         if here.history is not None:
