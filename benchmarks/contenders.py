@@ -45,6 +45,8 @@ class Contender:
     topics: bool = False
     #: What its command line has more for TLS.
     tls_arguments: tuple[str, ...] = ()
+    #: Whether it is for the page on migrating alone: it runs where it is named.
+    moving: bool = False
 
     @property
     def ours(self) -> bool:
@@ -135,6 +137,20 @@ def _peer(
     return Contender(name, remark, PEER_PYTHON, arguments, check, deflate=deflate, tls=tls, publish=publish)
 
 
+def _moved(name: str, remark: str, worker: str, app: str) -> Contender:
+    """An app of another library, as it is, under a worker: with one of ours that of this checkout."""
+    check = "import gunicorn.workers.ggevent, flask_sock, geventwebsocket"
+    environment = {}
+    if worker.startswith("geventws."):
+        check += (
+            "\nimport geventws.worker\nif geventws.build() != 'compiled': raise ImportError('compile geventws first')"
+        )
+        environment = {"PYTHONPATH": str(HERE.parent)}
+    return Contender(
+        name, remark, PEER_PYTHON, _gunicorn(worker, "peers", app), check, environment, deflate=False, moving=True
+    )
+
+
 _ECHO = _script("servers", "echo.py")
 _FLASK = _script("servers", "flask_echo.py")
 _WORKER = _gunicorn("geventws.Worker", "servers", "echo:app")
@@ -159,6 +175,21 @@ _ALL = (
         deflate=False,
     ),
     _peer("flask-sock", "gunicorn -k gevent, a Flask route", _SOCK, "flask_sock", "gunicorn.workers.ggevent"),
+    _moved("moving-flask-sock-0", "gunicorn -k gevent", "gevent", "flask_sock_echo:app"),
+    _moved("moving-flask-sock-1", "the same app, -k geventws.Worker", "geventws.Worker", "flask_sock_echo:app"),
+    _moved("moving-flask-sock-2", "-k geventws.compat.Worker", "geventws.compat.Worker", "flask_sock_echo:app"),
+    _moved(
+        "moving-gevent-websocket-0",
+        "gunicorn with gevent-websocket's worker",
+        "geventwebsocket.gunicorn.workers.GeventWebSocketWorker",
+        "gevent_websocket_echo:app",
+    ),
+    _moved(
+        "moving-gevent-websocket-1",
+        "the same app, -k geventws.compat.Worker",
+        "geventws.compat.Worker",
+        "gevent_websocket_echo:app",
+    ),
 )
 
 CONTENDERS = {contender.name: contender for contender in _ALL}

@@ -145,7 +145,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _parse() -> argparse.Namespace:
-    pairs = [(work, contender) for work in WORKS.values() for contender in CONTENDERS.values()]
+    usual = [contender.name for contender in CONTENDERS.values() if not contender.moving]
+    pairs = [(work, CONTENDERS[name]) for work in WORKS.values() for name in usual]
     everything = sum(3 * (50 if work.pinged else 3 + 2) for work, contender in pairs if not contender.lacks(work)) // 60
     parser = argparse.ArgumentParser(
         description="Compares geventws with other WebSocket servers on this machine (Linux, two cores or more).",
@@ -154,7 +155,7 @@ def _parse() -> argparse.Namespace:
     )
     add = partial(parser.add_argument, metavar="NAME")
     add("--work", nargs="+", choices=WORKS, default=list(WORKS), help="what to measure (default: all works)")
-    add("--server", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="whom (default: all servers)")
+    add("--server", nargs="+", choices=CONTENDERS, default=usual, help="whom (default: all but moving-*)")
     add("--baseline", choices=CONTENDERS, default="geventws", help="whom the ratios compare with (default: geventws)")
     add("--rounds", type=positive, default=3, metavar="N", help="rounds, told by their medians (default: 3)")
     add("--seconds", type=positive, default=3, metavar="S", help="seconds of each measurement (default: 3)")
