@@ -3,6 +3,9 @@ cimport cython
 from geventws.connection cimport Connection
 
 
+cdef Py_ssize_t SCATTER
+
+
 cdef class Subscription:
     cdef readonly Audience audience
     cdef readonly Connection connection
@@ -19,6 +22,9 @@ cdef class Audience:
     cdef readonly bint lent
     cdef readonly dict subscriptions
 
+    @cython.locals(
+        connections=list, subscription=Subscription, moved=Subscription, other=Connection, last=Py_ssize_t, place=Py_ssize_t
+    )
     cpdef add(self, Connection connection)
     @cython.locals(subscription=Subscription, moved=Subscription, last=Connection, connections=list)
     cpdef bint remove(self, Connection connection) except -1
