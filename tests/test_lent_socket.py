@@ -259,7 +259,7 @@ def test_nothing_of_it_stays_with_sessions_of_ours() -> None:
     @app.route("/")
     def look(session: geventws.DefaultWebSocketServerSession) -> None:
         session.accept()
-        sockets = [one for one in gc.get_objects() if isinstance(one, LentSocket)]
+        sockets = [one for one in gc.get_objects() if type(one) is LentSocket]
         kept.extend("a socket" for one in sockets if one._upgrade is session.call._upgrade)
         kept.extend(key for key in session.environ if key.endswith(".socket"))
 

@@ -76,9 +76,9 @@ class Audience:
         self._own()
         connections = self.connections
         last = len(connections)
-        # It changes places with one that is chosen as if by chance. Nobody is the last to get each message for having come
-        # last; and sockets that lie side by side in the kernel, as they were opened, are not sent to one after the other
-        # while another core works on their neighbours, which costs a tenth and more.
+        # It changes places with one that is chosen as if by chance. Nobody is the last to get each message for having
+        # come last; and sockets that lie side by side in the kernel, as they were opened, are not sent to one after the
+        # other while another core works on their neighbours, which costs a tenth and more.
         place = last * SCATTER % (last + 1)
         subscription = self.subscriptions[connection] = Subscription(self, connection, place)
         connections.append(connection)
