@@ -10,13 +10,24 @@ choose_build()
 
 from geventws._build import VERSION, build  # noqa: E402
 from geventws.call import DefaultWebSocketServerSession, WebSocketServerSession  # noqa: E402
+from geventws.client import Connections, connect  # noqa: E402
+from geventws.client_session import DefaultWebSocketClientSession, WebSocketClientSession  # noqa: E402
 from geventws.connection import State  # noqa: E402
 from geventws.converters import ContentConverter, JSONConverter  # noqa: E402
-from geventws.errors import ConnectionClosed, HandshakeError, ProtocolError, UsageError, WebSocketError  # noqa: E402
+from geventws.errors import (  # noqa: E402
+    ConnectionClosed,
+    HandshakeError,
+    HandshakeFailed,
+    HandshakeRefused,
+    ProtocolError,
+    ProxyRefused,
+    UsageError,
+    WebSocketError,
+)
 from geventws.frames import CloseCode, CloseReason, Frame, Opcode  # noqa: E402
 from geventws.pinger import Pinger, pinger  # noqa: E402
 from geventws.protocol.deflate import PermessageDeflate  # noqa: E402
-from geventws.protocol.extensions import Extension, ExtensionSession  # noqa: E402
+from geventws.protocol.extensions import ClientExtension, Extension, ExtensionSession  # noqa: E402
 from geventws.routing import Blueprint, WebSockets, WebSocketUpgrade  # noqa: E402
 from geventws.server import WSGIServer  # noqa: E402
 from geventws.session import DefaultWebSocketSession, WebSocketSession  # noqa: E402
@@ -30,27 +41,34 @@ __version__ = VERSION
 
 __all__ = [
     "Blueprint",
+    "ClientExtension",
     "CloseCode",
     "CloseReason",
     "ConnectionClosed",
+    "Connections",
     "ContentConverter",
+    "DefaultWebSocketClientSession",
     "DefaultWebSocketServerSession",
     "DefaultWebSocketSession",
     "Extension",
     "ExtensionSession",
     "Frame",
     "HandshakeError",
+    "HandshakeFailed",
+    "HandshakeRefused",
     "JSONConverter",
     "Opcode",
     "PermessageDeflate",
     "Pinger",
     "Position",
     "ProtocolError",
+    "ProxyRefused",
     "Settings",
     "State",
     "Topics",
     "UsageError",
     "WSGIServer",
+    "WebSocketClientSession",
     "WebSocketError",
     "WebSocketServerSession",
     "WebSocketSession",
@@ -60,6 +78,7 @@ __all__ = [
     "__version__",
     "broadcast",
     "build",
+    "connect",
     "pinger",
 ]
 

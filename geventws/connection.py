@@ -922,6 +922,9 @@ class Connection:
         elif self.reader.close_reason is not None and not self.client:
             # The server closes first (RFC 6455 7.1.1).
             self._finish()
+        elif self.reader.close_reason is not None:
+            # And its client waits for that, so that what TCP keeps of the connection for a while is the server's.
+            return
         elif self.discarding and not self.transport.inherited():
             # After a violation the peer may still be sending: FIN, and read on to its own, for a reset would take our
             # Close frame along.

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import re
+from html import unescape
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from geventws.frames import CloseReason
 
-__all__ = ["ConnectionClosed", "HandshakeError", "ProtocolError", "UsageError", "WebSocketError"]
+__all__ = [
+    "ConnectionClosed",
+    "HandshakeError",
+    "HandshakeFailed",
+    "HandshakeRefused",
+    "ProtocolError",
+    "ProxyRefused",
+    "UsageError",
+    "WebSocketError",
+]
+
+#: Characters of a response's body that an error's text repeats.
+_QUOTED = 200
+#: Characters of it that are looked at for that.
+_LOOKED_AT = 2000
 
 
 class WebSocketError(Exception):
@@ -57,3 +74,64 @@ class HandshakeError(WebSocketError):
 
     def __str__(self) -> str:
         return f"{self.status} {self.message}"
+
+
+class HandshakeFailed(WebSocketError):
+    """A client's handshake got an answer that opens no WebSocket (RFC 6455 4.1); the text says what is wrong with it.
+
+    It is no ``HandshakeError``, which a handler may let pass as its own answer: another server's is not its client's.
+    """
+
+
+class HandshakeRefused(HandshakeFailed):
+    """A client's handshake was answered by a response with another status than 101.
+
+    ``status`` is its number and ``reason`` the words behind it, ``headers`` its fields in order, looked up in any case
+    (``headers.get("location")``), and ``body`` its first bytes, 64 KiB at most.
+    """
+
+    def __init__(self, status: int, reason: str, headers: Any, body: bytes) -> None:
+        super().__init__(status, reason, headers, body)
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+        self.body = body
+
+    @property
+    def text(self) -> str:
+        """The body as text, in UTF-8 unless its Content-Type names another charset."""
+        found = re.search(r"charset=\"?([\w.:-]+)", self.headers.get("content-type", ""), re.IGNORECASE)
+        try:
+            return self.body.decode(found[1] if found else "utf-8", "replace")
+        except LookupError:
+            return self.body.decode("utf-8", "replace")
+
+    @property
+    def json(self) -> Any:
+        """The object that the body stands for as JSON; raises ``ValueError`` where it is none."""
+        return json.loads(self.body)
+
+    def __str__(self) -> str:
+        told = f"{self.status} {self.reason}".rstrip()
+        location = self.headers.get("location")
+        if 300 <= self.status < 400 and location is not None:
+            return f"{told}: it redirects to {_line(location)}, which is not followed"
+        text = self.text[:_LOOKED_AT]
+        if "html" in self.headers.get("content-type", ""):
+            # Of a page its paragraphs, which are all that the pages of frameworks have to say.
+            text = unescape(re.sub("<[^>]*>", "", " ".join(re.findall("<p>(.*?)</p>", text, re.DOTALL))))
+        text = _line(text)
+        return f"{told}: {text}" if text else told
+
+
+class ProxyRefused(HandshakeRefused):
+    """A proxy answered CONNECT with another status than 2xx; it never came to a handshake."""
+
+    def __str__(self) -> str:
+        return f"the proxy refused to connect: {super().__str__()}"
+
+
+def _line(text: str) -> str:
+    """The start of a peer's ``text`` in one line, without characters that do harm in a log or a terminal."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in text[: 2 * _QUOTED]).split())
+    return line if len(line) <= _QUOTED else line[:_QUOTED] + "..."

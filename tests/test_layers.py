@@ -28,6 +28,8 @@ ROOMS = [
     "protocol.codec",
     "protocol.deflate",
     "protocol.handshake",
+    "protocol.client_handshake",
+    "protocol.url",
     "http_head",
     # What peers do wrong, told to operators.
     "peer_log",
@@ -45,6 +47,9 @@ ROOMS = [
     "pinger",
     "converters",
     "session",
+    # A client's.
+    "dialing",
+    "client_session",
     # Routes.
     "call",
     "routing",
@@ -81,9 +86,11 @@ ROOMS = [
     "server",
     "offers",
     "worker",
-    "testing",
     "client",
+    "interrupting",
+    "testing",
     "compat",
+    "connecting",
     "__main__",
 ]
 

@@ -5,7 +5,7 @@ Here are the options and the negotiation; deflating.py has what works on message
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from geventws.frames import Frame
@@ -21,7 +21,9 @@ _WINDOW_BITS: dict[str | None, int] = {str(bits): bits for bits in range(8, _MAX
 
 
 class PermessageDeflate:
-    """Compresses messages with permessage-deflate (RFC 7692) for clients that offer it.
+    """Compresses messages with permessage-deflate (RFC 7692), for clients that offer it and servers that take it.
+
+    Both roles have one set of options: what is the server's is said of messages from a server, whoever it is.
 
     The defaults take 43 KB for a session that both sends and receives, 72 KB where the client doesn't limit its window.
     A window of 15 bits and a memory level of 8, as elsewhere, take 300 KB, for messages shorter by a tenth or less.
@@ -144,6 +146,59 @@ class PermessageDeflate:
             server_bits,
             _MAX_WINDOW_BITS if client_bits is None else client_bits,
         )
+
+    def offers(self) -> Sequence[Mapping[str, str | None]]:
+        """What a client offers (RFC 7692 5.1): its limit for the server's window, and for servers without one none."""
+        common: dict[str, str | None] = {}
+        if self.server_no_context_takeover:
+            common["server_no_context_takeover"] = None
+        if self.client_no_context_takeover:
+            common["client_no_context_takeover"] = None
+        # Without a value: a server may limit our window in any way.
+        common["client_max_window_bits"] = None
+        if self.server_max_window_bits == _MAX_WINDOW_BITS:
+            return [common]
+        return [{**common, "server_max_window_bits": str(self.server_max_window_bits)}, common]
+
+    def agree(self, parameters: Mapping[str, str | None]) -> ExtensionSession:
+        """Takes a server's answer (RFC 7692 7.1); raises ``ValueError`` for one that answers no offer of `offers`."""
+        server_bits = client_bits = _MAX_WINDOW_BITS
+        for name, value in parameters.items():
+            if name in ("server_no_context_takeover", "client_no_context_takeover"):
+                if value is not None:
+                    raise ValueError(f"{name} has a value")
+            elif name not in ("server_max_window_bits", "client_max_window_bits"):
+                raise ValueError("it has an unknown parameter")
+            elif value not in _WINDOW_BITS or value is None:
+                raise ValueError(f"{name} is not 8 to 15")
+            elif name == "server_max_window_bits":
+                server_bits = _WINDOW_BITS[value]
+            else:
+                client_bits = _WINDOW_BITS[value]
+        if self.server_no_context_takeover and "server_no_context_takeover" not in parameters:
+            # RFC 7692 7.1.1.1: one that accepts such an offer says so.
+            raise ValueError("server_no_context_takeover was asked for and is missing")
+        # A smaller window than agreed is always right for who compresses.
+        client_bits = min(client_bits, self.client_max_window_bits)
+        compress_if = self.compress_if
+        if client_bits == 8:
+            # zlib can't compress with it: messages go out as they are, which is right as well.
+            client_bits, compress_if = 9, _never
+        return DeflateSession(
+            self.level,
+            self.memory_level,
+            self.min_size,
+            compress_if,
+            # Its own side's come first: those that it compresses by.
+            self.client_no_context_takeover or "client_no_context_takeover" in parameters,
+            "server_no_context_takeover" in parameters,
+            client_bits,
+            server_bits,
+        )
+
+
+def _never(frame: Frame) -> bool:
+    return False
 
 
 def _check_flag(name: str, value: Any) -> None:

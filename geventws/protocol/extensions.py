@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from geventws.frames import Frame
 
-__all__ = ["Extension", "ExtensionSession"]
+__all__ = ["ClientExtension", "Extension", "ExtensionSession"]
 
 
 class ExtensionSession(Protocol):
@@ -42,5 +42,20 @@ class Extension(Protocol):
 
         ``parameters`` are the offer's, names in lower case and unquoted, None for one without a value. An offer that
         makes no sense is declined; nothing here is an error.
+        """
+        ...
+
+
+class ClientExtension(Extension, Protocol):
+    """An extension that clients can offer too."""
+
+    def offers(self) -> Sequence[Mapping[str, str | None]]:
+        """The parameters of each offer, in order of preference; names and values are tokens, None is no value."""
+        ...
+
+    def agree(self, parameters: Mapping[str, str | None]) -> ExtensionSession:
+        """Takes the parameters that the server answered with, and gives a session's instance.
+
+        Raises ``ValueError``, which says why, for an answer that fits none of the offers: the handshake then fails.
         """
         ...

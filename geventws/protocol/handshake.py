@@ -26,13 +26,19 @@ __all__ = [
     "Handshake",
     "accept_value",
     "check_origin",
+    "check_field",
     "choose_protocol",
+    "cut",
+    "is_field_value",
+    "is_token",
     "is_upgrade",
+    "lists",
     "negotiate",
     "parse_extensions",
     "parse_protocols",
     "read_handshake",
     "response_head",
+    "serialise_extension",
 ]
 
 #: What a client may offer: names of extensions in its order of preference, each with its parameters.
@@ -51,9 +57,9 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 # Characters of a Host, or of it and an Origin, about which is remembered what a regular expression takes long to tell.
 _REMEMBERED_LENGTH = 256
 
-_is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _is_key = re.compile(r"[+/0-9A-Za-z]{22}==").fullmatch
-_is_field_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
+is_field_value = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
 
 # RFC 3986 3.2.2, without the comma: it never stands in a real host, but where a server joined two Host headers.
 _HOST = r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z%._~-]+)?\]|[0-9A-Za-z%._~!$&'()*+;=-]+)"
@@ -81,7 +87,7 @@ class Handshake(NamedTuple):
 
 def is_upgrade(environ: Mapping[str, Any]) -> bool:
     """Tells whether a request asks for a WebSocket: whether its Upgrade header lists ``websocket`` (RFC 6455 4.2.1)."""
-    return _lists(environ.get("HTTP_UPGRADE", ""), "websocket")
+    return lists(environ.get("HTTP_UPGRADE", ""), "websocket")
 
 
 def read_handshake(environ: Mapping[str, Any]) -> Handshake:
@@ -94,11 +100,11 @@ def read_handshake(environ: Mapping[str, Any]) -> Handshake:
     """
     method = environ.get("REQUEST_METHOD", "")
     if method != "GET":
-        raise HandshakeError(405, f"A WebSocket is opened with the method GET, not {_cut(method)}.", [("Allow", "GET")])
+        raise HandshakeError(405, f"A WebSocket is opened with the method GET, not {cut(method)}.", [("Allow", "GET")])
     version = environ.get("SERVER_PROTOCOL", "")
     if version != "HTTP/1.1":
         raise HandshakeError(
-            400, f"A WebSocket is opened with HTTP/1.1, not {_cut(version)}; check what a proxy in between speaks."
+            400, f"A WebSocket is opened with HTTP/1.1, not {cut(version)}; check what a proxy in between speaks."
         )
     if not is_upgrade(environ):
         raise HandshakeError(
@@ -106,7 +112,7 @@ def read_handshake(environ: Mapping[str, Any]) -> Handshake:
             "This is the address of a WebSocket: the header Upgrade must be websocket.",
             [("Upgrade", "websocket")],
         )
-    if not _lists(environ.get("HTTP_CONNECTION", ""), "upgrade"):
+    if not lists(environ.get("HTTP_CONNECTION", ""), "upgrade"):
         raise HandshakeError(
             400, "The header Connection must list Upgrade; a proxy in between may have to be told to pass it on."
         )
@@ -116,14 +122,14 @@ def read_handshake(environ: Mapping[str, Any]) -> Handshake:
         )
     host = environ.get("HTTP_HOST", "")
     if not (_is_known_host(host) if len(host) < _REMEMBERED_LENGTH else _match_host(host)):
-        raise HandshakeError(400, f"The header Host must name one host, with or without a port, not {_cut(host)}.")
+        raise HandshakeError(400, f"The header Host must name one host, with or without a port, not {cut(host)}.")
     version = environ.get("HTTP_SEC_WEBSOCKET_VERSION", "")
     if version != "13":
         raise _other_version(version)
     key = environ.get("HTTP_SEC_WEBSOCKET_KEY", "")
     # The length first, so that nothing is done for a long one.
     if len(key) != 24 or not _is_key(key):
-        raise HandshakeError(400, f"The header Sec-WebSocket-Key must be 16 bytes in base64, not {_cut(key)}.")
+        raise HandshakeError(400, f"The header Sec-WebSocket-Key must be 16 bytes in base64, not {cut(key)}.")
     protocols = environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL")
     extensions = environ.get("HTTP_SEC_WEBSOCKET_EXTENSIONS")
     return Handshake(
@@ -135,10 +141,10 @@ def read_handshake(environ: Mapping[str, Any]) -> Handshake:
 
 def _other_version(version: str) -> HandshakeError:
     if "," in version:
-        return HandshakeError(400, f"The header Sec-WebSocket-Version must be one number, not {_cut(version)}.")
+        return HandshakeError(400, f"The header Sec-WebSocket-Version must be one number, not {cut(version)}.")
     return HandshakeError(
         426,
-        f"The header Sec-WebSocket-Version must be 13, not {_cut(version)}.",
+        f"The header Sec-WebSocket-Version must be 13, not {cut(version)}.",
         [("Sec-WebSocket-Version", "13"), ("Upgrade", "websocket")],
     )
 
@@ -153,14 +159,14 @@ def parse_protocols(value: str) -> tuple[str, ...]:
     # RFC 2616 2.1, whose lists RFC 6455 uses: empty elements don't count, but one must be there.
     protocols = [protocol for protocol in _elements(value) if protocol]
     for protocol in protocols:
-        if not _is_token(protocol):
+        if not is_token(protocol):
             raise HandshakeError(
-                400, f"The header Sec-WebSocket-Protocol must be a list of tokens, and {_cut(protocol)} is none."
+                400, f"The header Sec-WebSocket-Protocol must be a list of tokens, and {cut(protocol)} is none."
             )
     if not protocols:
         raise HandshakeError(400, "The header Sec-WebSocket-Protocol is empty: leave it out, or name a subprotocol.")
     if len(set(protocols)) != len(protocols):
-        raise HandshakeError(400, f"The header Sec-WebSocket-Protocol names a subprotocol twice: {_cut(value)}.")
+        raise HandshakeError(400, f"The header Sec-WebSocket-Protocol names a subprotocol twice: {cut(value)}.")
     return tuple(protocols)
 
 
@@ -183,19 +189,19 @@ def parse_extensions(value: str) -> tuple[tuple[str, dict[str, str | None]], ...
         if not name and not parameters:
             continue
         found = True
-        if not _is_token(name):
+        if not is_token(name):
             raise _malformed_extension(element)
         offered: dict[str, str | None] = {}
         for parameter in parameters:
             key, separator, text = parameter.partition("=")
             key = key.strip(" \t")
-            if not _is_token(key):
+            if not is_token(key):
                 raise _malformed_extension(element)
             if separator:
                 text = text.strip(" \t")
                 if text.startswith('"'):
                     text = _unquote(text)
-                if not _is_token(text):
+                if not is_token(text):
                     raise _malformed_extension(element)
                 offered[key.lower()] = text
             else:
@@ -218,7 +224,7 @@ def _unquote(text: str) -> str:
 
 def _malformed_extension(element: str) -> HandshakeError:
     return HandshakeError(
-        400, f"The header Sec-WebSocket-Extensions must be a list as in 'a; b=1, c', and {_cut(element)} fits in none."
+        400, f"The header Sec-WebSocket-Extensions must be a list as in 'a; b=1, c', and {cut(element)} fits in none."
     )
 
 
@@ -251,7 +257,7 @@ def check_origin(environ: Mapping[str, Any], origins: Literal["same"] | tuple[st
         allowed = _serialise_origin(origin) in _serialise_origins(origins)
     if not allowed:
         raise HandshakeError(
-            403, f"Pages of the Origin {_cut(origin)} may not connect unless the server's option origins allows it."
+            403, f"Pages of the Origin {cut(origin)} may not connect unless the server's option origins allows it."
         )
 
 
@@ -320,7 +326,7 @@ def negotiate(offers: Offers, extensions: Sequence[Extension]) -> tuple[str | No
                 continue
             answer = extension.accept(parameters)
             if answer is not None:
-                agreed.append(_serialise_extension(extension.name, answer[0]))
+                agreed.append(serialise_extension(extension.name, answer[0]))
                 sessions.append(answer[1])
                 names.add(name)
                 claimed |= extension.rsv
@@ -328,11 +334,12 @@ def negotiate(offers: Offers, extensions: Sequence[Extension]) -> tuple[str | No
     return ", ".join(agreed) or None, sessions
 
 
-def _serialise_extension(name: str, parameters: Mapping[str, str | None]) -> str:
+def serialise_extension(name: str, parameters: Mapping[str, str | None]) -> str:
+    """An element of Sec-WebSocket-Extensions; raises ``ValueError`` for what can't stand there."""
     text = name
     for key, value in parameters.items():
         # Quoting is never needed: RFC 6455 9.1 lets no value but a token be quoted.
-        if not _is_token(key) or not (value is None or _is_token(value)):
+        if not is_token(key) or not (value is None or is_token(value)):
             raise ValueError(f"the extension {name} answers with {key!r}: {value!r}, where only tokens may stand")
         text += f"; {key}" if value is None else f"; {key}={value}"
     return text
@@ -365,28 +372,33 @@ def response_head(
         f"Sec-WebSocket-Accept: {accept_value(key)}\r\n"
     )
     if protocol is not None:
-        if not _is_token(protocol):
+        if not is_token(protocol):
             raise ValueError(f"Sec-WebSocket-Protocol must be a token, not {protocol!r}")
         head += f"Sec-WebSocket-Protocol: {protocol}\r\n"
     if extensions is not None:
-        if not _is_field_value(extensions):
+        if not is_field_value(extensions):
             raise ValueError(f"Sec-WebSocket-Extensions has characters that no header may have: {extensions!r}")
         head += f"Sec-WebSocket-Extensions: {extensions}\r\n"
     for name, value in headers:
-        _check_header(name, value)
+        check_field(name, value, "the answer to a handshake")
         head += f"{name}: {value}\r\n"
     return (head + "\r\n").encode("latin-1")
 
 
-def _check_header(name: str, value: str) -> None:
+def check_field(name: str, value: str, where: str) -> None:
+    """Checks a header that an app adds to a message of the handshake, which ``where`` names in errors.
+
+    Raises ``ValueError`` for a name that is no token or belongs to the handshake or to a body, and for a value with
+    control characters or beyond Latin-1; ``TypeError`` for what is no str.
+    """
     if not isinstance(name, str) or not isinstance(value, str):
         raise TypeError(f"the header {name!r} must be a pair of str, and its value is {value!r}")
-    if not _is_token(name):
+    if not is_token(name):
         raise ValueError(f"the name of a header must be a token, not {name!r}")
     lowered = name.lower()
     if lowered in _RESERVED_HEADERS or lowered.startswith("sec-websocket-"):
-        raise ValueError(f"the header {name} is not for an app to set in the answer to a handshake")
-    if not _is_field_value(value):
+        raise ValueError(f"the header {name} is not for an app to set in {where}")
+    if not is_field_value(value):
         raise ValueError(f"the header {name} has characters that no header may have: {value!r}")
 
 
@@ -394,7 +406,7 @@ def _elements(value: str) -> list[str]:
     return [element.strip(" \t") for element in value.split(",")]
 
 
-def _lists(value: str, token: str) -> bool:
+def lists(value: str, token: str) -> bool:
     """Tells whether a comma-separated header lists ``token``, in whatever case."""
     if value == token:
         return True
@@ -402,6 +414,6 @@ def _lists(value: str, token: str) -> bool:
     return value == token or token in _elements(value)
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
     """A short and harmless quotation of the input: in ASCII, with control characters escaped."""
     return ascii(text) if len(text) <= _MAX_CUT else ascii(text[:_MAX_CUT]) + "..."
