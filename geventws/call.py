@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CALL_KEY",
+    "FAILURE_KEY",
     "DefaultWebSocketServerSession",
     "ServerCall",
     "WebSocketServerSession",
@@ -48,6 +49,9 @@ Handler = Callable[..., Any]
 
 #: Where the environ holds what makes the call in an app, for a ``WebSocketUpgrade`` that the app leads to.
 CALL_KEY = "geventws.call"
+
+#: Where the environ of a test holds what is called with an exception that leaves a handler.
+FAILURE_KEY = "geventws.failure"
 
 # An enum's member takes longer to get and to compare.
 CONNECTING = int(State.CONNECTING)
@@ -227,6 +231,8 @@ def call_handler(
         raise
     except (Exception, Timeout) as error:
         if connection.state == CONNECTING:
+            if not isinstance(error, (HTTPException, HandshakeError)):
+                _tell_test(session, error)
             raise
         if isinstance(error, ConnectionClosed) and session.close_reason is not None:
             _end(session)
@@ -266,8 +272,16 @@ def _fail(session: WebSocketServerSession, error: BaseException, name: str) -> N
         log.info("the handler %s ended its session: %s", name, error)
         _close(session, CloseReason.truncated(error.code, error.message))
         return
-    session.call.failed(name, _explained(error))
+    error = _explained(error)
+    _tell_test(session, error)
+    session.call.failed(name, error)
     _close(session, CloseReason(CloseCode.INTERNAL_ERROR))
+
+
+def _tell_test(session: WebSocketServerSession, error: BaseException) -> None:
+    tell = session.environ.get(FAILURE_KEY)
+    if tell is not None:
+        tell(error)
 
 
 def _explained(error: BaseException) -> BaseException:
