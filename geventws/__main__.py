@@ -1,4 +1,4 @@
-"""``python -m geventws module:app``: a server for development; ``python -m geventws publish``: a message to a topic."""
+"""``python -m geventws module:app``: a server for development; and the commands ``publish`` and ``connect``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import gevent
 from gevent import monkey
 
 from geventws._build import VERSION, build
+from geventws.connecting import main as connect
 from geventws.server import WSGIServer
 from geventws.topics.topics import Topics
 
@@ -38,17 +39,21 @@ class AppError(Exception):
 def main(arguments: list[str] | None = None) -> None:
     """Serves an app until it is interrupted; a wrong argument ends with status 2 and a line that says what is wrong.
 
-    With ``publish`` as the first argument it publishes a message instead.
+    With ``publish`` as the first argument it publishes a message instead, with ``connect`` it is a client.
     """
     if arguments is None:
         arguments = sys.argv[1:]
     if arguments[:1] == ["publish"]:
         publish(arguments[1:])
         return
+    if arguments[:1] == ["connect"]:
+        connect(arguments[1:])
+        return
     parser = argparse.ArgumentParser(
         prog="python -m geventws",
         description="Serves a WSGI app with WebSockets, for development.",
-        epilog="To publish a message on a topic: python -m geventws publish --help",
+        epilog="To publish a message on a topic: python -m geventws publish --help. "
+        "To connect to a WebSocket: python -m geventws connect --help.",
     )
     parser.add_argument(
         "app",

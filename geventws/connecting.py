@@ -1,0 +1,216 @@
+"""``python -m geventws connect``: a client on a terminal, or in a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import ssl
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import gevent
+from gevent.socket import wait_read
+
+from geventws.client import connect
+from geventws.client_session import DefaultWebSocketClientSession
+from geventws.dialing import tls_context
+from geventws.errors import ConnectionClosed, WebSocketError
+from geventws.frames import CloseCode
+
+__all__ = ["main"]
+
+#: Bytes that one system call may read of standard input.
+_PIECE = 64 * 1024
+#: How a WebSocket ends that has ended well.
+_GOOD = (CloseCode.NORMAL, CloseCode.GOING_AWAY, CloseCode.NO_STATUS)
+#: The status of a process that Ctrl-C ends, as shells have it.
+_INTERRUPTED = 130
+
+
+def main(arguments: list[str]) -> None:
+    """Connects, sends the lines of standard input, and prints what comes; ends with status 1 where that fails."""
+    options = _parser().parse_args(arguments)
+    headers = []
+    for header in options.header:
+        name, colon, value = header.partition(":")
+        if not colon:
+            _parser().error(f"--header is 'NAME: VALUE', not {header!r}")
+        headers.append((name.strip(), value.strip()))
+    try:
+        session = connect(
+            options.url,
+            protocols=options.protocol,
+            headers=headers,
+            origin=options.origin,
+            ssl_context=_insecure() if options.insecure else None,
+            unix_socket=options.unix,
+            open_timeout=options.timeout,
+            ping_interval=options.ping,
+            max_frame_size=None,
+        )
+    except (ValueError, TypeError) as error:
+        _parser().error(str(error))
+    except (OSError, WebSocketError) as error:
+        sys.exit(f"no connection to {_named(options.url)}: {_told(error)}")
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    sys.exit(_Conversation(session, options).run())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m geventws connect",
+        description="Connects to a WebSocket: sends each line of standard input as a message, and prints each message "
+        "that comes. On a terminal Ctrl-D closes; from a pipe it ends when the input is over and the server has closed.",
+    )
+    parser.add_argument("url", help="ws://HOST:PORT/PATH or wss://...")
+    parser.add_argument(
+        "--protocol", action="append", default=[], metavar="NAME", help="a subprotocol to offer; may be repeated"
+    )
+    parser.add_argument(
+        "--header", action="append", default=[], metavar="'NAME: VALUE'", help="a header to add; may be repeated"
+    )
+    parser.add_argument("--origin", help="the header Origin")
+    parser.add_argument("--binary", action="store_true", help="send lines as binary messages, not as text")
+    parser.add_argument("--insecure", action="store_true", help="do not verify the server's certificate")
+    parser.add_argument("--unix", metavar="PATH", help="a Unix socket to connect to in place of the URL's host")
+    parser.add_argument(
+        "--ping", type=float, default=20.0, metavar="SECONDS", help="between keepalive pings, 20 by default"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=10.0, metavar="SECONDS", help="how long it may take to open, 10 by default"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        metavar="SECONDS",
+        help="close when the input is over and nothing came for so long, instead of waiting for the server to close",
+    )
+    return parser
+
+
+def _insecure() -> ssl.SSLContext:
+    context = tls_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _named(url: str) -> str:
+    """``url`` without user and password."""
+    before, at, behind = url.rpartition("@")
+    return f"{before.partition('://')[0]}://{behind}" if at else url
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, ssl.SSLError):
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+class _Conversation:
+    """One session, with standard input on one side of it and standard output on the other."""
+
+    def __init__(self, session: DefaultWebSocketClientSession, options: argparse.Namespace) -> None:
+        self._session = session
+        self._binary = options.binary
+        self._wait = options.wait
+        self._interactive = sys.stdin.isatty()
+        self._count = 0
+
+    def run(self) -> int:
+        """Runs to the end of the session; gives the process's exit status."""
+        session = self._session
+        if self._interactive:
+            spoken = f", speaking {session.protocol}" if session.protocol else ""
+            _note(f"connected to {session.url}{spoken}; Ctrl-D closes")
+        sender = gevent.spawn(self._send)
+        try:
+            self._print_all()
+        except BrokenPipeError:
+            # Who reads has had enough.
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            session.close()
+        except KeyboardInterrupt:
+            session.start_close(CloseCode.GOING_AWAY)
+            return _INTERRUPTED
+        finally:
+            sender.kill()
+        session.wait_closed()
+        reason = session.close_reason
+        assert reason is not None
+        good = reason.code in _GOOD
+        if self._interactive or not good:
+            _note(f"closed: {_harmless(str(reason))}")
+        return 0 if good else 1
+
+    def _print_all(self) -> None:
+        for message in self._session:
+            self._count += 1
+            self._print(message)
+
+    def _print(self, message: str | bytes) -> None:
+        output = sys.stdout
+        if not output.isatty():
+            output.buffer.write((message.encode() if isinstance(message, str) else message) + b"\n")
+        elif isinstance(message, str):
+            # A terminal obeys what it is sent.
+            output.write(f"< {_harmless(message)}\n")
+        else:
+            output.write(f"< {len(message)} bytes: {message[:1000].hex(' ')}{' ...' if len(message) > 1000 else ''}\n")
+        output.flush()
+
+    def _send(self) -> None:
+        session = self._session
+        try:
+            for line in _lines(sys.stdin.fileno()):
+                if self._binary:
+                    session.send(line)
+                    continue
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError:
+                    _note("a line is not UTF-8, and is not sent: --binary sends it as it is")
+                    continue
+                session.send(text)
+        except ConnectionClosed:
+            return
+        if self._interactive:
+            session.close()
+            return
+        if self._wait is not None:
+            count = -1
+            while count != self._count:
+                count = self._count
+                session.wait_closed(self._wait)
+            session.close()
+
+
+def _lines(descriptor: int) -> Iterator[bytes]:
+    """The lines of a file, without their ends; blocks no other greenlets."""
+    # Files can't be watched, and never make anybody wait.
+    mode = os.fstat(descriptor).st_mode
+    waits = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)
+    rest = b""
+    while True:
+        if waits:
+            wait_read(descriptor)
+        piece = os.read(descriptor, _PIECE)
+        if not piece:
+            break
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from (line.removesuffix(b"\r") for line in lines)
+    if rest:
+        yield rest
+
+
+def _harmless(text: str) -> str:
+    return "".join(each if each.isprintable() or each in "\t\n" else ascii(each)[1:-1] for each in text)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
