@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import ssl
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 import gevent
 from gevent.socket import wait_read
@@ -51,10 +51,11 @@ def main(arguments: list[str]) -> None:
             ping_interval=options.ping,
             max_frame_size=None,
         )
+    except (OSError, WebSocketError) as error:
+        # Before the others: a certificate that is not valid is a ValueError too.
+        sys.exit(f"no connection to {_named(options.url)}: {_told(error)}")
     except (ValueError, TypeError) as error:
         _parser().error(str(error))
-    except (OSError, WebSocketError) as error:
-        sys.exit(f"no connection to {_named(options.url)}: {_told(error)}")
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     sys.exit(_Conversation(session, options).run())
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m geventws connect",
         description="Connects to a WebSocket: sends each line of standard input as a message, and prints each message "
-        "that comes. On a terminal Ctrl-D closes; from a pipe it ends when the input is over and the server has closed.",
+        "that comes. On a terminal Ctrl-D closes; from a pipe it ends when input is over and the server has closed.",
     )
     parser.add_argument("url", help="ws://HOST:PORT/PATH or wss://...")
     parser.add_argument(
@@ -119,6 +120,8 @@ class _Conversation:
         self._binary = options.binary
         self._wait = options.wait
         self._interactive = sys.stdin.isatty()
+        self._interrupted = False
+        #: The messages that came.
         self._count = 0
 
     def run(self) -> int:
@@ -127,6 +130,7 @@ class _Conversation:
         if self._interactive:
             spoken = f", speaking {session.protocol}" if session.protocol else ""
             _note(f"connected to {session.url}{spoken}; Ctrl-D closes")
+        gevent.signal_handler(signal.SIGINT, self._interrupt)
         sender = gevent.spawn(self._send)
         try:
             self._print_all()
@@ -135,18 +139,24 @@ class _Conversation:
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             session.close()
-        except KeyboardInterrupt:
-            session.start_close(CloseCode.GOING_AWAY)
-            return _INTERRUPTED
         finally:
             sender.kill()
         session.wait_closed()
+        if self._interrupted:
+            return _INTERRUPTED
         reason = session.close_reason
         assert reason is not None
         good = reason.code in _GOOD
         if self._interactive or not good:
             _note(f"closed: {_harmless(str(reason))}")
         return 0 if good else 1
+
+    def _interrupt(self) -> None:
+        """Ctrl-C: the first time it closes, the second time at once."""
+        if self._interrupted:
+            self._session.terminate()
+        self._interrupted = True
+        self._session.start_close(CloseCode.GOING_AWAY)
 
     def _print_all(self) -> None:
         for message in self._session:

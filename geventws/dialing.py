@@ -98,7 +98,10 @@ def find_proxy(proxy: str | Environment | None, url: WebSocketURL) -> Proxy | No
     if not isinstance(proxy, Environment):
         return _parse_proxy(proxy, "proxy")
     # It takes a while, and few programs have no use for it.
-    from urllib.request import getproxies_environment, proxy_bypass_environment
+    from urllib.request import (  # type: ignore[attr-defined]
+        getproxies_environment,
+        proxy_bypass_environment,
+    )
 
     proxies = getproxies_environment()
     found = proxies.get("https" if url.secure else "http") or proxies.get("all")
@@ -235,7 +238,7 @@ def read_refusal(sock: Any, buffer: ResponseHeadBuffer, head: ResponseHead) -> b
     declared = head.get("content-length") or ""
     if not chunked and declared.isascii() and declared.isdigit():
         length = min(length, int(declared[:9]))
-    with Timeout(_BODY_SECONDS, False), suppress(OSError):
+    with Timeout(_BODY_SECONDS, False), suppress(OSError):  # type: ignore[arg-type]  # gevent's: for no exception
         while len(data) < length and not (chunked and data.endswith(b"\r\n0\r\n\r\n")):
             piece = sock.recv(_PIECE)
             if not piece:

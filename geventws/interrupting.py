@@ -1,8 +1,8 @@
 """Ends what blocks the main thread, where a test waits for another greenlet that can't get its turn.
 
-A wait of a test has a timer in the hub. When a handler calls what blocks the thread, as ``time.sleep`` does in a process
-that is not monkey-patched, the hub and its timers stand still too, and the test would hang. So a thread of the system
-watches the waits, and signals the main thread: the exception then comes out of the very call that blocks.
+A wait of a test has a timer in the hub. When a handler calls what blocks the thread, as ``time.sleep`` does in a
+process that is not monkey-patched, the hub and its timers stand still too, and the test would hang. So a thread of the
+system watches the waits, and signals the main thread: the exception then comes out of the very call that blocks.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Interrupter:
         seconds, self._deadline = monotonic() - self._since, None
         raise UsageError(
             f"this blocked the thread for {seconds:.1f} s, and with it the test, which waits for this handler. Have "
-            "`from gevent import monkey; monkey.patch_all()` come first, at the top of conftest.py, or call gevent's own"
+            "`from gevent import monkey; monkey.patch_all()` first, at the top of conftest.py, or use gevent's own"
         )
 
 

@@ -8,7 +8,7 @@ sessions of a worker.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from geventws.converters import ContentConverter
     from geventws.frames import Frame
     from geventws.protocol.extensions import ClientExtension
+    from geventws.session import BytesLike
 
 __all__ = ["DefaultWebSocketTestSession", "WebSocketTestSession", "connect"]
 
@@ -119,9 +120,7 @@ class _Peer:
     def check_thread(self) -> None:
         """Raises ``UsageError`` in another thread than that of the test."""
         if _thread_id() != self.thread:
-            raise UsageError(
-                "this WebSocket belongs to the thread that connected it: have each thread connect its own"
-            )
+            raise UsageError("this WebSocket belongs to the thread that connected it: have each thread connect its own")
 
     @contextmanager
     def limited(self, seconds: float, what: str) -> Iterator[None]:
@@ -179,7 +178,7 @@ class WebSocketTestSession(WebSocketClientSession):
     peer: _Peer
     propagate: bool
 
-    def receive(self, timeout: float | None | _Default = _DEFAULT) -> Any:
+    def receive(self, timeout: float | _Default | None = _DEFAULT) -> Any:
         """The next message, str for text and bytes for binary; of a raw session the next frame. Blocks.
 
         Raises ``TimeoutError`` after ``timeout`` seconds, by default ``receive_timeout``; None waits for ever. Raises
@@ -213,7 +212,7 @@ class WebSocketTestSession(WebSocketClientSession):
         with peer.limited(self.timeout + peer.patience, "the WebSocket did not close"):
             super().close(code, reason)
 
-    def wait_closed(self, timeout: float | None | _Default = _DEFAULT) -> bool:
+    def wait_closed(self, timeout: float | _Default | None = _DEFAULT) -> bool:
         """Blocks until the connection is gone, by default for ``receive_timeout`` seconds; tells whether it is gone."""
         self.peer.check_thread()
         return super().wait_closed(self.peer.patience if isinstance(timeout, _Default) else timeout)
@@ -251,7 +250,16 @@ class DefaultWebSocketTestSession(WebSocketTestSession, DefaultWebSocketClientSe
     At the end of its ``with`` block it closes, the handler's end is waited for, and what left the handler is raised.
     """
 
-    def receive_deserialized(self, type: Any = None, timeout: float | None | _Default = _DEFAULT) -> Any:
+    def send(  # type: ignore[override]  # as of default and raw sessions elsewhere
+        self, message: str | BytesLike | Iterable[str | BytesLike]
+    ) -> None:
+        """Sends a message: str as text, bytes-like as binary, an iterable of either as one message in fragments.
+
+        Blocks and raises as a client's ``send``, and ``TimeoutError`` where nothing is read.
+        """
+        super().send(message)  # type: ignore[arg-type]
+
+    def receive_deserialized(self, type: Any = None, timeout: float | _Default | None = _DEFAULT) -> Any:
         """The next message as the object that the content converter makes of it; blocks and raises as `receive`."""
         return self._converter().deserialize(self.receive(timeout), type)
 
@@ -283,7 +291,9 @@ def connect(
 
 
 @overload
-def connect(app: Any, path: str = ..., *, raw: Literal[True], **options: Unpack[InProcessOptions]) -> WebSocketTestSession: ...
+def connect(
+    app: Any, path: str = ..., *, raw: Literal[True], **options: Unpack[InProcessOptions]
+) -> WebSocketTestSession: ...
 
 
 def connect(
@@ -339,7 +349,8 @@ def connect(
         authorization=url.authorization,
     )
     session_class = WebSocketTestSession if raw else DefaultWebSocketTestSession
-    session = session_class(client_settings(settings, raw, extensions), ClientCall(str(url), ("127.0.0.1", 0)), client=True)
+    call = ClientCall(str(url), ("127.0.0.1", 0))
+    session = session_class(client_settings(settings, raw, extensions), call, client=True)
     peer = session.peer = _Peer(app, url, environ or {}, receive_timeout)
     session.propagate = propagate
     try:

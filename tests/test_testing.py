@@ -256,7 +256,9 @@ class TestFailures:
 
     def test_no_message_in_time(self) -> None:
         with (
-            pytest.raises(TimeoutError, match=rf"^no message came within {SHORT} s: the app waits in echo, .*\.py:\d+$"),
+            pytest.raises(
+                TimeoutError, match=rf"^no message came within {SHORT} s: the app waits in echo, .*\.py:\d+$"
+            ),
             connect(app, "/echo", receive_timeout=SHORT) as ws,
         ):
             ws.receive()
@@ -267,19 +269,19 @@ class TestFailures:
             assert ws.receive() == "late"
 
     def test_a_handler_that_never_answers(self) -> None:
-        with pytest.raises(TimeoutError, match="did not answer the handshake .* the app waits in never"):
+        with pytest.raises(TimeoutError, match=r"did not answer the handshake .* the app waits in never"):
             connect(app, "/never", receive_timeout=SHORT)
 
     def test_a_handler_that_does_not_return(self) -> None:
         with (
-            pytest.raises(TimeoutError, match="did not return .* the app waits in asleep"),
+            pytest.raises(TimeoutError, match=r"did not return .* the app waits in asleep"),
             connect(app, "/asleep", receive_timeout=SHORT),
         ):
             pass
 
     def test_nothing_is_read(self) -> None:
         with (
-            pytest.raises(TimeoutError, match="nothing more was read .* the app waits in asleep"),
+            pytest.raises(TimeoutError, match=r"nothing more was read .* the app waits in asleep"),
             connect(app, "/asleep", receive_timeout=SHORT) as ws,
         ):
             while True:

@@ -60,6 +60,8 @@ class ResponseHeadBuffer:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        #: What is left of it: interim responses count as well.
+        self._left = limit
         #: What came and was not taken yet; behind the head taken, what the server sent next.
         self.data = bytearray()
         self._scanned = 0
@@ -73,7 +75,7 @@ class ResponseHeadBuffer:
         end = data.find(b"\r\n\r\n", max(0, self._scanned - 3))
         if not data.startswith(_START[: len(data)]):
             raise HandshakeFailed(f"what answers does not speak HTTP/1.1: {bytes(data[:40])!r}")
-        if end > self._limit or (end < 0 and len(data) > self._limit + 3):
+        if end > self._left or (end < 0 and len(data) > self._left + 3):
             raise HandshakeFailed(f"the head of the server's answer is longer than {self._limit} bytes")
         if end < 0:
             if data.count(b"\n", self._scanned) != data.count(b"\r\n", max(0, self._scanned - 1)):
@@ -83,7 +85,7 @@ class ResponseHeadBuffer:
         head = bytes(data[:end])
         del data[: end + 4]
         self._scanned = 0
-        self._limit -= end
+        self._left -= end
         return _parse_head(head)
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Handshake",
     "accept_value",
-    "check_origin",
     "check_field",
+    "check_origin",
     "choose_protocol",
     "cut",
     "is_field_value",
