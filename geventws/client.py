@@ -6,6 +6,7 @@ import logging
 import os
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import isfinite
 from os import urandom
 from types import TracebackType
@@ -302,8 +303,9 @@ class Connections(Generic[S]):
     def __del__(self) -> None:
         session = getattr(self, "_session", None)
         if session is not None and not session.closed:
-            # Never blocks, wherever this runs.
-            session.start_close(CloseCode.NORMAL)
+            # Never blocks, wherever this runs, also where the interpreter ends.
+            with suppress(Exception):
+                session.start_close(CloseCode.NORMAL)
 
     def _finish(self) -> None:
         """Ends the session whose turn is over."""

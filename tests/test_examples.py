@@ -130,6 +130,8 @@ def test_every_block_of_the_readme_is_run() -> None:
         "Routes and blueprints",
         "permessage-deflate and other extensions",
         "Servers",
+        "Client",
+        "Testing your app",
     }
 
 
@@ -284,6 +286,42 @@ def test_readme_server(tmp_path: Path) -> None:
         with connect(url, proxy=None) as connection:
             assert connection.recv(PATIENCE) == "hello"
             assert closing(connection) == (1000, "")
+
+
+def test_readme_client(tmp_path: Path) -> None:
+    write_module("Client", tmp_path)
+    (tmp_path / "served.py").write_text(
+        "import geventws\n"
+        "app = geventws.WebSockets()\n"
+        "@app.route('/', protocol='v1.questions')\n"
+        "def answer(session):\n"
+        "    session.send(session.receive() + session.environ['HTTP_AUTHORIZATION'])\n"
+        "@app.route('/news')\n"
+        "def news(session):\n"
+        "    session.send('first')\n"
+        "server = geventws.WSGIServer(('127.0.0.1', 0), app, log=None)\n"
+        "server.start()\n"
+        "url = f'ws://127.0.0.1:{server.server_port}/'\n"
+        "import app as readme\n"
+        "print(readme.ask(url, 'well? '))\n"
+        "class Enough(Exception): pass\n"
+        "heard = []\n"
+        "def show(message):\n"
+        "    heard.append(message)\n"
+        "    if len(heard) == 2: raise Enough\n"
+        "try: readme.follow(url + 'news', show)\n"
+        "except Enough: print(heard)\n"
+    )
+    with Program(sys.executable, "served.py", directory=tmp_path) as program:
+        program.wait_for(r"^well\? Bearer sesame$")
+        program.wait_for(r"^\['first', 'first'\]$")
+        assert program.process.wait(PATIENCE) == 0
+
+
+def test_readme_testing(tmp_path: Path) -> None:
+    write_module("Testing your app", tmp_path)
+    with Program(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "app.py", directory=tmp_path) as program:
+        program.wait_for("3 passed")
 
 
 def test_readme_settings() -> None:
