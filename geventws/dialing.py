@@ -43,6 +43,7 @@ MAX_BODY = 64 * 1024
 _BODY_SECONDS = 2.0
 #: Seconds that one of a host's addresses may take while there are others to try.
 PATIENCE = 5.0
+_LAST_CHUNK = b"0\r\n\r\n"
 #: Bytes of the head of a proxy's answer.
 _PROXY_HEAD = 64 * 1024
 
@@ -233,18 +234,21 @@ def read_head(sock: Any, buffer: ResponseHeadBuffer, who: str = "the server") ->
 def read_refusal(sock: Any, buffer: ResponseHeadBuffer, head: ResponseHead) -> bytes:
     """The start of a response's body, up to ``MAX_BODY`` bytes; blocks. What can't be had of it is left out."""
     data = buffer.data
-    length: float = MAX_BODY
+    length = MAX_BODY
+    if head.status in (204, 304):
+        # Which have none (RFC 9112 6.3).
+        return b""
     chunked = "chunked" in (head.get("transfer-encoding") or "").lower()
     declared = head.get("content-length") or ""
     if not chunked and declared.isascii() and declared.isdigit():
         length = min(length, int(declared[:9]))
     with Timeout(_BODY_SECONDS, False), suppress(OSError):  # type: ignore[arg-type]  # gevent's: for no exception
-        while len(data) < length and not (chunked and data.endswith(b"\r\n0\r\n\r\n")):
+        while len(data) < length and not (chunked and (data == _LAST_CHUNK or data.endswith(b"\r\n" + _LAST_CHUNK))):
             piece = sock.recv(_PIECE)
             if not piece:
                 break
             data += piece
-    return _unchunked(bytes(data)) if chunked else bytes(data[: int(length)])
+    return _unchunked(bytes(data)) if chunked else bytes(data[:length])
 
 
 def _unchunked(data: bytes) -> bytes:

@@ -29,7 +29,7 @@ GRACE = 1.0
 INTERVAL = 0.25
 
 #: Modules of debuggers, whose prompts may block for as long as they like.
-_DEBUGGERS = ("pdb", "bdb", "pydevd", "IPython", "ipdb", "pudb", "_pytest.debugging")
+_DEBUGGERS = ("pdb", "bdb", "pydevd", "IPython", "ipdb", "pudb")
 
 # Of threads also where gevent has put greenlets in their place.
 _start_thread = get_original("_thread", "start_new_thread")
@@ -83,6 +83,7 @@ class Interrupter:
         where = frame
         while where is not None:
             if where.f_globals.get("__name__", "").partition(".")[0] in _DEBUGGERS:
+                self._deadline = None
                 return
             where = where.f_back
         seconds, self._deadline = monotonic() - self._since, None

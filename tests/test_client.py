@@ -20,13 +20,15 @@ import pytest
 import trustme
 from gevent import socket
 from gevent.server import StreamServer
+from hypothesis import given
+from hypothesis import strategies as st
 
 import geventws
 from geventws import connect
 from geventws.client import _passes
 from geventws.dialing import find_proxy
 from geventws.protocol.buffer import Buffer
-from geventws.protocol.client_handshake import ResponseHeadBuffer
+from geventws.protocol.client_handshake import ResponseHead, ResponseHeadBuffer, check_response
 from geventws.protocol.handshake import accept_value
 from geventws.protocol.url import parse_url
 from tests.peer import PATIENCE, serving, wait_until
@@ -318,11 +320,14 @@ class TestRefusals:
             (b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<p>a &lt;</p>", b"<p>a &lt;</p>", "200 OK: a <"),
             (b"HTTP/1.1 418 I\r\nContent-Type: text/plain; charset=latin-1\r\n\r\n\xfc", b"\xfc", "418 I: ü"),
             (b"HTTP/1.1 418 I\r\nContent-Type: text/plain; charset=nix\r\n\r\nx", b"x", "418 I: x"),
+            (b"HTTP/1.1 304 Same\r\n\r\n", b"", "304 Same"),
+            (b"HTTP/1.1 400 Bad\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"", "400 Bad"),
             (b"HTTP/1.1 103 Early\r\nLink: a\r\n\r\nHTTP/1.1 404 No\r\n\r\n", b"", "404 No"),
         ],
     )
     def test_bodies(self, answer: bytes, body: bytes, told: str) -> None:
-        with answering(answer) as url, pytest.raises(geventws.HandshakeRefused) as refused:
+        ends = b"Length: 4" in answer or b"chunked" in answer or b"304" in answer
+        with answering(answer, keep=ends) as url, pytest.raises(geventws.HandshakeRefused) as refused:
             connect(url)
         assert refused.value.body == body
         assert str(refused.value).endswith(told)
@@ -465,6 +470,43 @@ class TestWrongServers:
                 ws.receive(PATIENCE)
             assert ws.close_reason is not None
             assert ws.close_reason.code == code
+
+
+class TestAnyBytes:
+    """Only documented errors leave."""
+
+    @given(st.lists(st.binary(max_size=200), max_size=5), st.booleans())
+    def test_of_a_server(self, pieces: list[bytes], begin_well: bool) -> None:
+        buffer = ResponseHeadBuffer(500)
+        if begin_well:
+            pieces = [GOOD.replace(b"%(accept)s", b"x"), *pieces, b"\r\n\r\n"]
+        try:
+            for piece in pieces:
+                buffer.data += piece
+                head = buffer.take_head()
+                if head is not None:
+                    check_response(head, "x", ["v1"], [geventws.PermessageDeflate()])
+        except geventws.HandshakeFailed as error:
+            assert str(error).isprintable()
+
+    @given(st.text('abc:;,="\\ \t0123456789', max_size=60))
+    def test_of_an_answer_about_extensions(self, answer: str) -> None:
+        fields = [
+            ("Upgrade", "websocket"),
+            ("Connection", "Upgrade"),
+            ("Sec-WebSocket-Accept", accept_value("x")),
+            ("Sec-WebSocket-Extensions", f"permessage-deflate; server_max_window_bits={answer}"),
+        ]
+        with suppress(geventws.HandshakeFailed):
+            check_response(ResponseHead("HTTP/1.1", 101, "", fields), "x", [], [geventws.PermessageDeflate()])
+
+    @given(st.text(max_size=60) | st.text("ws:/@[]%#?.a1é\r\n ", max_size=40))
+    def test_of_a_url(self, url: str) -> None:
+        for each in (url, f"ws://{url}"):
+            with suppress(ValueError):
+                parsed = parse_url(each)
+                assert f"{parsed.authority}{parsed.target}".isascii()
+                assert not set(f"{parsed.authority}{parsed.target}") & set(" \r\n\t")
 
 
 class TestClosing:
