@@ -480,14 +480,12 @@ class TestAnyBytes:
         buffer = ResponseHeadBuffer(500)
         if begin_well:
             pieces = [GOOD.replace(b"%(accept)s", b"x"), *pieces, b"\r\n\r\n"]
-        try:
+        with suppress(geventws.HandshakeFailed):
             for piece in pieces:
                 buffer.data += piece
                 head = buffer.take_head()
                 if head is not None:
                     check_response(head, "x", ["v1"], [geventws.PermessageDeflate()])
-        except geventws.HandshakeFailed as error:
-            assert str(error).isprintable()
 
     @given(st.text('abc:;,="\\ \t0123456789', max_size=60))
     def test_of_an_answer_about_extensions(self, answer: str) -> None:
