@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import queue
 import subprocess
 import sys
@@ -172,6 +173,19 @@ class TestConversations:
     def test_a_wsgi_app_that_upgrades(self) -> None:
         with connect(geventws.WebSocketUpgrade(lambda session: session.send(geventws.Frame.text("up")))) as ws:
             assert ws.receive() == "up"
+
+    def test_the_handler_has_a_context_of_its_own(self) -> None:
+        """As in production: what the test has pushed, an app context of Flask's too, is not there."""
+        variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+        variable.set("the test's")
+        looking = geventws.WebSockets()
+
+        @looking.route("/")
+        def look(session: Any) -> None:
+            session.send(variable.get())
+
+        with connect(looking) as ws:
+            assert ws.receive() == "none"
 
     def test_a_large_message_and_pings(self) -> None:
         with connect(app, "/echo") as ws:
