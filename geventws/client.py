@@ -23,7 +23,7 @@ from geventws.client_session import (
     client_settings,
     open_session,
 )
-from geventws.dialing import ENVIRONMENT, Environment, Route, dial, find_proxy, tls_context
+from geventws.dialing import ENVIRONMENT, Destination, Environment, dial, find_proxy, tls_context
 from geventws.errors import HandshakeRefused
 from geventws.frames import CloseCode
 from geventws.protocol.url import parse_url
@@ -193,7 +193,7 @@ class _Connector:
         if self._url.secure:
             context = tls_context() if ssl_context is None else ssl_context
         path = None if unix_socket is None else os.fspath(unix_socket)
-        self._route = Route(self._url, path, None if path else find_proxy(proxy, self._url), context)
+        self._destination = Destination(self._url, path, None if path else find_proxy(proxy, self._url), context)
         self._settings = client_settings(settings, raw, offer["extensions"])
         self._offer = Offer(self._url.target, self._url.authority, authorization=self._url.authorization, **offer)
 
@@ -202,18 +202,23 @@ class _Connector:
 
     def open(self) -> Any:
         """Opens a session; blocks."""
-        doing = [""]
+        doing = ""
+
+        def tell(step: str) -> None:
+            nonlocal doing
+            doing = step
+
         timer = Timeout.start_new(self._open_timeout)
         try:
-            sock = dial(self._route, lambda step: doing.__setitem__(0, step))
-            doing[0] = "waiting for the server's part of the handshake"
+            sock = dial(self._destination, tell)
+            tell("waiting for the server's part of the handshake")
             session_class = WebSocketClientSession if self._raw else DefaultWebSocketClientSession
             session = session_class(self._settings, ClientCall(str(self._url), sock.getpeername()), client=True)
             return open_session(session, sock, self._offer)
         except Timeout as error:
             if error is not timer:
                 raise
-            late = f"{self._url} was not open within {self._open_timeout:g} s, {doing[0]}"
+            late = f"{self._url} was not open within {self._open_timeout:g} s, {doing}"
             raise TimeoutError(late) from None
         finally:
             timer.close()

@@ -176,7 +176,7 @@ def open_session(session: S, sock: Any, offer: Offer) -> S:
     The socket is closed in these cases.
     """
     try:
-        # From the system's random source, so that no page can foretell what it has a browser send (RFC 6455 10.3).
+        # Chosen randomly for each connection (RFC 6455 4.1), so that no answer to another request fits.
         key = b64encode(urandom(16)).decode("ascii")
         sock.sendall(offer.request(key))
         buffer = ResponseHeadBuffer(offer.max_head_size)

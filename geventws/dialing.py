@@ -25,9 +25,9 @@ from geventws.protocol.url import WebSocketURL, basic_authorization
 
 __all__ = [
     "ENVIRONMENT",
+    "Destination",
     "Environment",
     "Proxy",
-    "Route",
     "dial",
     "find_proxy",
     "read_head",
@@ -70,8 +70,8 @@ class Proxy(NamedTuple):
         return f"http://{self.host}:{self.port}"
 
 
-class Route(NamedTuple):
-    """The way to a server."""
+class Destination(NamedTuple):
+    """A server, and the way to it."""
 
     url: WebSocketURL
     #: The path of a Unix socket in place of the URL's host and port.
@@ -129,15 +129,15 @@ def _parse_proxy(proxy: str, name: str) -> Proxy:
     return Proxy(parts.hostname, port or 80, authorization)
 
 
-def dial(route: Route, tell: Callable[[str], object]) -> Any:
-    """A connected socket, under TLS where the route has it; ``tell`` is called with what is being done.
+def dial(destination: Destination, tell: Callable[[str], object]) -> Any:
+    """A connected socket, under TLS where the destination has it; ``tell`` is called with what is being done.
 
     Raises ``OSError`` (with ``ssl.SSLError`` for what TLS doesn't like), ``ProxyRefused`` and ``HandshakeFailed``.
     """
-    url, proxy = route.url, route.proxy
-    if route.unix_socket is not None:
-        tell(f"connecting to {route.unix_socket}")
-        sock = _connect(AF_UNIX, 0, route.unix_socket)
+    url, proxy = destination.url, destination.proxy
+    if destination.unix_socket is not None:
+        tell(f"connecting to {destination.unix_socket}")
+        sock = _connect(AF_UNIX, 0, destination.unix_socket)
     elif proxy is not None:
         tell(f"connecting to the proxy {proxy}")
         sock = _connect_to_host(proxy.host, proxy.port)
@@ -145,12 +145,12 @@ def dial(route: Route, tell: Callable[[str], object]) -> Any:
         tell(f"connecting to {url.host} port {url.port}")
         sock = _connect_to_host(url.host, url.port)
     try:
-        if proxy is not None and route.unix_socket is None:
+        if proxy is not None and destination.unix_socket is None:
             tell(f"waiting for the proxy {proxy}")
             _pass_proxy(sock, proxy, url)
-        if route.context is not None:
+        if destination.context is not None:
             tell("waiting for the server's part of the TLS handshake")
-            sock = _wrap(sock, route.context, url.host.partition("%")[0])
+            sock = _wrap(sock, destination.context, url.host.partition("%")[0])
     except BaseException:
         sock.close()
         raise

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import gevent
 from gevent.monkey import get_original
@@ -50,8 +50,6 @@ _thread_id = get_original("_thread", "get_ident")
 
 #: The modules whose frames are not where a handler waits.
 _LIBRARIES = ("gevent.", "geventws.", "greenlet", "threading", "queue")
-
-Self = TypeVar("Self", bound="WebSocketTestSession")
 
 
 class _Default:
