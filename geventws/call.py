@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit, Timeout
+from gevent import GreenletExit, Timeout, get_hub, spawn
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Request, Response
 
@@ -21,6 +21,7 @@ from geventws.frames import NORMAL_CLOSURE, CloseCode, CloseReason, may_be_sent
 from geventws.protocol.handshake import is_upgrade, negotiate, read_handshake, response_head
 from geventws.session import DefaultWebSocketSession, WebSocketSession
 from geventws.settings import Settings
+from geventws.switching import current
 from geventws.tls import transport_of
 from geventws.upgrade import KEY, Outcome
 
@@ -35,6 +36,7 @@ __all__ = [
     "CALL_KEY",
     "FAILURE_KEY",
     "DefaultWebSocketServerSession",
+    "Observers",
     "ServerCall",
     "WebSocketServerSession",
     "call_handler",
@@ -60,6 +62,35 @@ CONNECTING = int(State.CONNECTING)
 _LOGGED_PATH = 100
 
 
+class Observers:
+    """What an app or a blueprint has called for its sessions, each list in order."""
+
+    __slots__ = ("answered", "closed", "failed", "opened")
+
+    def __init__(self) -> None:
+        #: Called with a session.
+        self.opened: list[Callable[[Any], object]] = []
+        #: Called with a session and its close reason.
+        self.closed: list[Callable[[Any, CloseReason], object]] = []
+        #: Called with a session and what its handler raised.
+        self.failed: list[Callable[[Any, BaseException], object]] = []
+        #: Called with the environ and the status of a handshake that is answered in HTTP; only an app's are.
+        self.answered: list[Callable[[WSGIEnvironment, int], object]] = []
+
+    def add(self, others: Observers) -> None:
+        """Adds what others have called."""
+        self.opened += others.opened
+        self.closed += others.closed
+        self.failed += others.failed
+        self.answered += others.answered
+
+    def tell_answer(self, environ: WSGIEnvironment, status: int) -> None:
+        """Tells of an HTTP answer, where it is one to a handshake."""
+        upgrade: Upgrade | None = environ.get(KEY)
+        if upgrade is not None and not upgrade.taken:
+            _tell(self.answered, environ, status)
+
+
 class ServerCall:
     """The request that a session answers.
 
@@ -73,8 +104,10 @@ class ServerCall:
         "_upgrade",
         "application",
         "environ",
+        "observers",
         "protocol",
         "remote_address",
+        "rule",
         "settings",
     )
 
@@ -91,6 +124,10 @@ class ServerCall:
         self.environ = environ
         self.application = application
         self.settings = settings
+        #: What is called for the session: the app's, then its blueprint's.
+        self.observers: tuple[Observers, ...] = ()
+        #: The rule that was matched, with its prefix; None where it was no route of ours.
+        self.rule: str | None = None
         #: The subprotocol that the session will have, or has.
         self.protocol: str | None = None
         #: The TCP peer's socket address.
@@ -148,6 +185,9 @@ class ServerCall:
         connection.session = session
         connection.open(transport_of(socket), head, read_ahead, encoders, rsv)
         session.opened()
+        for observers in self.observers:
+            if observers.opened:
+                _tell_opened(observers, session)
 
     def _unanswered(self) -> Handshake:
         if self._handshake is None:
@@ -193,6 +233,11 @@ class WebSocketServerSession(WebSocketSession):
     def request(self) -> Any:
         """The request: Werkzeug's, or the framework's own."""
         return self.call.request
+
+    @property
+    def rule(self) -> str | None:
+        """The rule of its route, as in ``/chat/<room>``; None for a ``WebSocketUpgrade``."""
+        return self.call.rule  # type: ignore[no-any-return]
 
 
 class DefaultWebSocketServerSession(WebSocketServerSession, DefaultWebSocketSession):
@@ -247,6 +292,8 @@ def call_handler(
             session.call.answered()
         else:
             connection.terminate()
+            if session.call.observers:
+                _tell_closed(session)
     return None
 
 
@@ -272,9 +319,13 @@ def _fail(session: WebSocketServerSession, error: BaseException, name: str) -> N
         log.info("the handler %s ended its session: %s", name, error)
         _close(session, CloseReason.truncated(error.code, error.message))
         return
-    error = _explained(error)
-    _tell_test(session, error)
-    session.call.failed(name, error)
+    call = session.call
+    explained = _explained(error)
+    _tell_test(session, explained)
+    call.failed(name, explained)
+    for observers in call.observers:
+        # Before the close: it may be another one then.
+        _tell(observers.failed, session, error)
     _close(session, CloseReason(CloseCode.INTERNAL_ERROR))
 
 
@@ -282,6 +333,40 @@ def _tell_test(session: WebSocketServerSession, error: BaseException) -> None:
     tell = session.environ.get(FAILURE_KEY)
     if tell is not None:
         tell(error)
+
+
+def _tell_opened(observers: Observers, session: WebSocketSession) -> None:
+    if current() is get_hub():
+        # Where a callback of the hub was the first to use the session: hooks may block.
+        spawn(_tell, observers.opened, session)
+    else:
+        _tell(observers.opened, session)
+
+
+def _tell_closed(session: WebSocketServerSession) -> None:
+    """Calls the hooks of a session whose connection is gone, in the handler's greenlet."""
+    killed = None
+    for observers in session.call.observers:
+        for hook in observers.closed:
+            try:
+                _tell((hook,), session, session.connection.ending())
+            except GreenletExit as error:
+                # The others are called all the same.
+                killed = error
+    if killed is not None:
+        raise killed
+
+
+def _tell(hooks: Iterable[Callable[..., object]], *arguments: Any) -> None:
+    """Calls hooks; what one raises is logged, and breaks nothing."""
+    for hook in hooks:
+        try:
+            hook(*arguments)
+        except ConnectionClosed:
+            # It used a session that has ended, as a handler may.
+            pass
+        except (Exception, Timeout) as error:
+            log.error("the hook %s failed", getattr(hook, "__qualname__", hook), exc_info=error)
 
 
 def _explained(error: BaseException) -> BaseException:

@@ -10,7 +10,7 @@ import flask
 from flask.sessions import SecureCookieSession
 from werkzeug.routing import WebsocketMismatch
 
-from geventws.call import CALL_KEY, ServerCall, log, refusal, upgrade_required
+from geventws.call import CALL_KEY, Observers, ServerCall, log, refusal, upgrade_required
 from geventws.errors import HandshakeError, UsageError
 from geventws.protocol.handshake import is_upgrade, read_handshake
 from geventws.routing import Blueprint, Route, RouteIndex, RouteTable, endpoint_taken, name_taken, respond
@@ -65,10 +65,16 @@ class WebSockets(RouteTable):
             )
         if "geventws" in app.extensions:
             raise UsageError("this app has the WebSockets extension already: create it once")
-        installation = _Installation(app, self._arguments, self._hooks)
+        installation = _Installation(app, self._arguments, self._hooks, self._observers)
         for route in self._routes:
             installation.add(route)
         self._installations.add(installation)
+
+    def observe(self, observers: Observers) -> None:
+        """Adds what is called for the sessions of its apps, by something other than those."""
+        self._observers.add(observers)
+        for installation in self._installations:
+            installation.watch_answers()
 
     def _add(self, route: Route) -> None:
         if any(other.endpoint == route.endpoint for other in self._routes):
@@ -81,13 +87,31 @@ class WebSockets(RouteTable):
 class _Installation:
     """What an app has of the extension."""
 
-    def __init__(self, app: flask.Flask, arguments: dict[str, Any], hooks: Sequence[Handler]) -> None:
+    def __init__(
+        self, app: flask.Flask, arguments: dict[str, Any], hooks: Sequence[Handler], observers: Observers
+    ) -> None:
         self._app = app
         self._hooks = hooks
+        self._observers = observers
         self._index = RouteIndex(configured(app).override(**arguments))
         app.extensions["geventws"] = self
         app.before_request(self._lend_call)
         app.register_error_handler(WebsocketMismatch, _mismatch)
+        self.watch_answers()
+
+    def observe(self, observers: Observers) -> None:
+        """Adds what is called for the app's sessions, by something other than the app."""
+        self._observers.add(observers)
+        self.watch_answers()
+
+    def watch_answers(self) -> None:
+        """Has the answers to handshakes told, where somebody wants that."""
+        if self._observers.answered:
+            # The one place that the answers of views, hooks and error handlers go through. Connected twice it is once.
+            flask.request_finished.connect(self._tell_answer, self._app)
+
+    def _tell_answer(self, app: flask.Flask, response: flask.Response, **_: Any) -> None:
+        self._observers.tell_answer(flask.request.environ, response.status_code)
 
     def add(self, route: Route) -> None:
         """Adds a route of the app itself."""
@@ -132,7 +156,9 @@ class _Installation:
         return self._app.response_class(status=101)
 
     def _call(self, environ: WSGIEnvironment) -> FlaskCall:
-        return FlaskCall(environ, self._app, self._index.settings)
+        call = FlaskCall(environ, self._app, self._index.settings)
+        call.observers = (self._observers,)
+        return call
 
     def _lend_call(self) -> None:
         """Runs before each request: a view may return a ``WebSocketUpgrade``."""

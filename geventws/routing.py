@@ -15,6 +15,7 @@ from geventws.call import (
     CALL_KEY,
     DefaultWebSocketServerSession,
     Handler,
+    Observers,
     ServerCall,
     WebSocketServerSession,
     call_handler,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Blueprint", "Route", "RouteIndex", "RouteTable", "WebSocketUpgrade", "WebSockets"]
 
 F = TypeVar("F", bound=Handler)
+H = TypeVar("H", bound=Callable[..., object])
 
 #: The options of a route that go to Werkzeug's Rule.
 RULE_OPTIONS = frozenset({"defaults", "subdomain", "host", "strict_slashes", "merge_slashes", "build_only"})
@@ -50,6 +52,7 @@ class Route:
         "endpoint",
         "handler",
         "negotiate_extensions",
+        "observers",
         "options",
         "protocols",
         "raw",
@@ -79,6 +82,8 @@ class Route:
         self.negotiate_extensions = negotiate_extensions
         #: What runs before the handler: the hooks of the route's blueprint.
         self.before: Sequence[Handler] = ()
+        #: What is called for its sessions: that of its blueprint.
+        self.observers: Observers | None = None
         self.rule_options = {name: options.pop(name) for name in RULE_OPTIONS & options.keys()}
         self.options = options
         self._check_options()
@@ -143,6 +148,7 @@ class RouteTable(ABC):
 
     def __init__(self) -> None:
         self._hooks: list[Handler] = []
+        self._observers = Observers()
 
     def route(
         self,
@@ -202,9 +208,44 @@ class RouteTable(ABC):
             self._hooks.append(lambda session: function())
         return function
 
+    def on_open(self, function: H) -> H:
+        """Decorates a function of a session that is called when one has opened; of an app, blueprints included.
+
+        It runs behind the 101, in the greenlet that was the first to use the session, most often its handler's, which
+        goes on when it returns. What it raises is logged, here and in `on_close` and `on_error`, and breaks nothing.
+        The app's are called before the blueprint's, each in order.
+        """
+        return _added("on_open", function, self._observers.opened, 1)
+
+    def on_close(self, function: H) -> H:
+        """Decorates a function of a session and its close reason, for sessions that have ended; as `on_open`.
+
+        It is called once for each session that opened, however that ended, in the greenlet of its handler, when that
+        is over and the connection is gone.
+        """
+        return _added("on_close", function, self._observers.closed, 2)
+
+    def on_error(self, function: H) -> H:
+        """Decorates a function of a session and what its handler raised behind the 101; as `on_open`.
+
+        It is called in the handler's greenlet before the session is closed with 1011, and may close it otherwise.
+        ``ConnectionClosed`` and ``ProtocolError`` are no errors of a handler.
+        """
+        return _added("on_error", function, self._observers.failed, 2)
+
     @abstractmethod
     def _add(self, route: Route) -> None:
         """Adds a route."""
+
+
+def _added(name: str, function: H, hooks: list[Any], arguments: int) -> H:
+    if not callable(function) or not _can_be_called(function, *[None] * arguments):
+        takes = (
+            "a session" if arguments == 1 else f"a session and {'a reason' if name == 'on_close' else 'an exception'}"
+        )
+        raise TypeError(f"{name} takes a function of {takes}, not {function!r}")
+    hooks.append(function)
+    return function
 
 
 class Blueprint(RouteTable):
@@ -231,6 +272,7 @@ class Blueprint(RouteTable):
         if any(other.endpoint == route.endpoint for other in self._routes):
             raise endpoint_taken(f"the blueprint {self.name!r}", route)
         route.before = self._hooks
+        route.observers = self._observers
         self._routes.append(route)
 
     def register(self, app: Any, options: Mapping[str, Any]) -> None:
@@ -268,11 +310,12 @@ def name_taken(name: str) -> UsageError:
 
 
 class Choice(NamedTuple):
-    """A route of an app, its settings there, and its name there."""
+    """A route of an app, its settings there, its name there, and its whole rule."""
 
     route: Route
     settings: Settings
     endpoint: str
+    rule: str | None = None
 
 
 class RouteIndex:
@@ -297,7 +340,7 @@ class RouteIndex:
             spoken.update(choice.route.protocols)
         if route.protocols is not None and spoken.issuperset(route.protocols):
             raise UsageError(f"{_no_way_to(rule)}: the routes before it speak {', '.join(route.protocols)} already")
-        choices.append(Choice(route, route.settings(self.settings), rule.endpoint))
+        choices.append(Choice(route, route.settings(self.settings), rule.endpoint, rule.rule))
 
     def find(self, rule: Rule) -> Sequence[Choice]:
         """The routes that share ``rule``, in the order in which they were added."""
@@ -320,7 +363,9 @@ def respond(call: ServerCall, choices: Sequence[Choice], hooks: Sequence[Handler
     choice = choices[0]
     if choice.route.protocols is not None:
         choice, call.protocol = _choose(choices, call.offered_protocols)
-    route, settings, name = choice
+    route, settings, name, call.rule = choice
+    if route.observers is not None:
+        call.observers = (*call.observers, route.observers)
     check_origin(call.environ, settings.origins)
     session_class = WebSocketServerSession if route.raw else DefaultWebSocketServerSession
     return call_handler(session_class(settings, call), (*hooks, *route.before), route.handler, values, name)
@@ -399,9 +444,31 @@ class WebSockets(RouteTable):
         # Werkzeug builds whole URLs for WebSockets; the host is the business of who asks.
         return self._map.bind("host").build(endpoint, values).removeprefix("ws://host")
 
+    def observe(self, observers: Observers) -> None:
+        """Adds what is called for this app's sessions, by something other than the app."""
+        self._observers.add(observers)
+
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if self.app is not None and not is_upgrade(environ):
             return self.app(environ, start_response)
+        if self._observers.answered:
+            return self._observed(environ, start_response)
+        return self._respond(environ, start_response)
+
+    def _observed(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """As `_respond`, and tells of an answer in HTTP."""
+
+        def tell(status: str, headers: Any, *exc_info: Any) -> Any:
+            self._observers.tell_answer(environ, int(status[:3]))
+            return start_response(status, headers, *exc_info)
+
+        try:
+            return self._respond(environ, tell)
+        except Exception:
+            self._observers.tell_answer(environ, 500)
+            raise
+
+    def _respond(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         answer: Any
         try:
             # Matched as a WebSocket whatever the headers say, so that an incomplete handshake is told what it lacks.
@@ -435,7 +502,9 @@ class WebSockets(RouteTable):
         return choices, values
 
     def _call(self, environ: WSGIEnvironment) -> ServerCall:
-        return ServerCall(environ, self, self.settings)
+        call = ServerCall(environ, self, self.settings)
+        call.observers = (self._observers,)
+        return call
 
 
 class WebSocketUpgrade:
