@@ -32,6 +32,7 @@ from geventws.routing import Blueprint, WebSockets, WebSocketUpgrade  # noqa: E4
 from geventws.server import WSGIServer  # noqa: E402
 from geventws.session import DefaultWebSocketSession, WebSocketSession  # noqa: E402
 from geventws.settings import Settings  # noqa: E402
+from geventws.stats import SessionStats  # noqa: E402
 from geventws.topics import Position, Topics, broadcast  # noqa: E402
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ __all__ = [
     "Position",
     "ProtocolError",
     "ProxyRefused",
+    "SessionStats",
     "Settings",
     "State",
     "Topics",

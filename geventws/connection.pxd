@@ -22,7 +22,7 @@ cdef class Connection:
     cdef int forks
     cdef readonly bint close_sent, masking
     cdef public bint awaits_flush
-    cdef readonly Py_ssize_t write_limit
+    cdef readonly Py_ssize_t write_limit, messages_sent
     cdef readonly Buffer output
     cdef readonly Transport transport
     cdef readonly tuple encoders
@@ -40,6 +40,7 @@ cdef class Connection:
     cdef Entry message_entry, close_entry, stall_entry
     cdef bytes held
     cdef bint gathering, resting, discarding, ended, in_hub
+    cdef readonly double opened_at
     cdef double turn_ends, message_timeout, message_since, paused_since
     cdef object drained, gone, postponed, slice_timer
     cdef long long sent_before, sent_before_close, taken, ahead_of_ping

@@ -119,6 +119,9 @@ class Connection:
         self.receiver: Any = None
         self.gathering = False
         self.turn_ends = 0.0
+        #: When it was opened, on the monotonic clock, and how many messages (raw: frames) were sent since.
+        self.opened_at = 0.0
+        self.messages_sent = 0
         #: Whether the greenlet that receives lets others have their turn.
         self.resting = False
         self.input_over = False
@@ -183,6 +186,7 @@ class Connection:
             rsv,
         )
         self.reader.masking = self.masking
+        self.opened_at = monotonic()
         self.state = OPEN
         if head:
             self.output.append(head)
@@ -517,6 +521,8 @@ class Connection:
             data = payload.encode() if isinstance(payload, str) else bytes(payload)
             output.append_header(first, len(data))
             output.append_body(data)
+        if first & 0x80 or self.raw:
+            self.messages_sent += 1
 
     def _flush_unless_gathering(self) -> None:
         """Flushes where nothing more is to gather; never blocks."""
@@ -585,6 +591,7 @@ class Connection:
             self._append_shared(message)
         else:
             output.append_shared(frame)
+            self.messages_sent += 1
         return TAKEN
 
     def _postpone(self, message: SharedMessage) -> int:
@@ -611,6 +618,7 @@ class Connection:
             self._append(frame.first, frame.payload)
         else:
             self.output.append_shared(frame.whole)
+            self.messages_sent += 1
 
     def flush_offered(self, forks: int) -> int:
         """Flushes what was offered to this connection; raises ``OSError`` for one that is lost."""

@@ -18,6 +18,7 @@ from geventws.frames import CloseCode, CloseReason, Frame
 from geventws.pinger import Pinger
 from geventws.protocol.codec import FrameRules
 from geventws.settings import Settings, check_option
+from geventws.stats import SessionStats
 from geventws.transport import monotonic
 
 if TYPE_CHECKING:
@@ -227,6 +228,35 @@ class WebSocketSession:
     def remote_address(self) -> Any:
         """The peer's socket address: (host, port) on TCP."""
         return self.call.remote_address
+
+    def stats(self) -> SessionStats:
+        """Figures of this session, as they are now: age, bytes, messages, what waits, round trip. Never blocks."""
+        connection = self.connection
+        reader, transport = connection.reader, connection.transport
+        if transport is None:
+            return SessionStats()
+        subscriptions = 0
+        subscription = connection.subscriptions
+        while subscription is not None:
+            subscriptions += 1
+            subscription = subscription.following
+        return SessionStats(
+            monotonic() - connection.opened_at,
+            transport.received,
+            transport.sent,
+            reader.received,
+            connection.messages_sent,
+            reader.waiting,
+            reader.queued,
+            len(connection.output),
+            self.latency,
+            subscriptions,
+        )
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds between the last answered ping of a default session and its pong; None for a raw one."""
+        return None
 
     @property
     def timeout(self) -> float:

@@ -20,6 +20,7 @@ ROOMS = [
     "errors",
     "frames",
     "settings",
+    "stats",
     # Bytes in, bytes out.
     "protocol.extensions",
     "protocol.buffer",
@@ -83,6 +84,8 @@ ROOMS = [
     "lent_socket",
     # The faces.
     "flask",
+    "metrics",
+    "dashboard",
     "server",
     "offers",
     "worker",
@@ -116,6 +119,8 @@ INPUT_AND_OUTPUT = {
 OPTIONAL = {
     "flask": {"compat.flask_sock", "flask"},
     "gunicorn": {"offers", "worker"},
+    "msgspec": {"converters"},
+    "prometheus_client": {"metrics"},
     "redis": {
         "topics.redis_channels",
         "topics.redis_commands",

@@ -10,7 +10,7 @@ cdef class Reader:
     cdef public Buffer replies
     cdef public bint client, raw, open, masking, answered
     cdef public Py_ssize_t limit, max_fragments, read_limit, queued, begun
-    cdef readonly Py_ssize_t waiting
+    cdef readonly Py_ssize_t waiting, received
     cdef public object close_reason
     cdef public list pongs
     cdef readonly tuple extensions

@@ -78,6 +78,8 @@ class Reader:
         self.head = 0
         #: How many messages (raw: frames) wait in the queue, and their size.
         self.waiting = 0
+        #: How many were ever put into it.
+        self.received = 0
         self.queued = 0
         #: What the peer's Close frame said; None until it came.
         self.close_reason: CloseReason | None = None
@@ -460,6 +462,7 @@ class Reader:
         if self.open:
             self.queue.append(item)
             self.waiting += 1
+            self.received += 1
             if self.read_limit:
                 self.queued += MESSAGE_COST + self._size(item)
 

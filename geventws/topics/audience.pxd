@@ -9,7 +9,8 @@ cdef Py_ssize_t SCATTER
 cdef class Subscription:
     cdef readonly Audience audience
     cdef readonly Connection connection
-    cdef Subscription preceding, following
+    cdef Subscription preceding
+    cdef readonly Subscription following
     cdef Py_ssize_t place
 
     cdef unlink(self)
