@@ -134,6 +134,11 @@ class ServerCall:
         self.remote_address = upgrade.remote_address
 
     @property
+    def sessions(self) -> set[Any]:
+        """The open sessions of the server that the request came to, of all apps."""
+        return self._upgrade.sessions
+
+    @property
     def offered_protocols(self) -> Sequence[str]:
         """The subprotocols that the client offers, in its order of preference; none once the request is answered."""
         return () if self._handshake is None else self._handshake.protocols

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -20,7 +21,7 @@ from geventws.upgrade import KEY
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from _typeshed.wsgi import WSGIEnvironment
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
     from geventws.call import Handler
 
@@ -132,9 +133,12 @@ class _Installation:
         routes = blueprint.take_routes()
         for route in routes:
             converted.add_url_rule(route.rule, route.endpoint, self._view, websocket=True, **route.rule_options)
+        for rule, endpoint, page in blueprint.pages:
+            converted.add_url_rule(rule, endpoint, partial(_answer, page), methods=["GET"])
         converted.register(self._app, options)
         for route in routes:
             self._remember(route, f"{name}.{route.endpoint}")
+        blueprint.registered(self)
 
     def _remember(self, route: Route, endpoint: str) -> None:
         (rule,) = self._app.url_map.iter_rules(endpoint)
@@ -213,6 +217,11 @@ class FlaskCall(ServerCall):
             if errors:
                 raise errors.pop()
             return response
+
+
+def _answer(page: WSGIApplication) -> Any:
+    """The view of a blueprint's page: Flask makes a response of what the application answers."""
+    return page
 
 
 def configured(app: flask.Flask) -> Settings:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from werkzeug.exceptions import HTTPException, NotFound
-from werkzeug.routing import Map, Rule
+from werkzeug.routing import Map, RequestRedirect, Rule
 
 from geventws.call import (
     CALL_KEY,
@@ -264,7 +264,12 @@ class Blueprint(RouteTable):
         self.url_prefix = url_prefix
         self.subdomain = subdomain
         self._routes: list[Route] = []
+        #: Pages in HTTP beside the routes: their rules, endpoints and WSGI applications.
+        self.pages: list[tuple[str, str, WSGIApplication]] = []
         self._registered = False
+
+    def registered(self, app: Any) -> None:
+        """Called when an app has registered it; ``app.observe`` has more called for that app's sessions."""
 
     def _add(self, route: Route) -> None:
         if self._registered:
@@ -403,6 +408,9 @@ class WebSockets(RouteTable):
         self._index = RouteIndex(self.settings)
         # The routes of hosts and paths of late that have no values: Werkzeug's match is a large part of a handshake.
         self._known: dict[tuple[str | None, str | None], Sequence[Choice]] = {}
+        # What blueprints have in HTTP; None for nothing.
+        self._pages: Map | None = None
+        self._page_of: dict[str, WSGIApplication] = {}
         self._endpoints: set[str] = set()
         self._blueprints: set[str] = set()
 
@@ -433,8 +441,15 @@ class WebSockets(RouteTable):
         if name in self._blueprints:
             raise name_taken(name)
         self._blueprints.add(name)
+        prefix = blueprint.url_prefix if url_prefix is None else url_prefix
         for route in blueprint.take_routes():
-            self._add(route, name, blueprint.url_prefix if url_prefix is None else url_prefix)
+            self._add(route, name, prefix)
+        for rule, endpoint, page in blueprint.pages:
+            if self._pages is None:
+                self._pages = Map()
+            self._pages.add(Rule(_prefixed(prefix, rule), endpoint=f"{name}.{endpoint}", methods=["GET"]))
+            self._page_of[f"{name}.{endpoint}"] = page
+        blueprint.registered(self)
 
     def url_for(self, endpoint: str, /, **values: Any) -> str:
         """The path of a route: ``url_for("chat.echo", name="ada")``; values that the rule lacks become its query.
@@ -449,6 +464,10 @@ class WebSockets(RouteTable):
         self._observers.add(observers)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if self._pages is not None and not is_upgrade(environ):
+            page = self._page(self._pages, environ)
+            if page is not None:
+                return page(environ, start_response)
         if self.app is not None and not is_upgrade(environ):
             return self.app(environ, start_response)
         if self._observers.answered:
@@ -486,6 +505,16 @@ class WebSockets(RouteTable):
             except HandshakeError as error:
                 answer = refusal(error, environ)
         return finish(answer, environ, start_response)
+
+    def _page(self, pages: Map, environ: WSGIEnvironment) -> WSGIApplication | None:
+        """The application of a blueprint's page, or a redirect to it."""
+        try:
+            endpoint, _ = pages.bind_to_environ(environ).match()
+        except RequestRedirect as redirect:
+            return redirect
+        except HTTPException:
+            return None
+        return self._page_of[endpoint]
 
     def _match(self, environ: WSGIEnvironment) -> tuple[Sequence[Choice], Mapping[str, Any]]:
         """The routes of a request's path, and its values; raises Werkzeug's errors."""

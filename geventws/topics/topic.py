@@ -26,6 +26,7 @@ __all__ = ["Topic"]
 log = logging.getLogger("geventws")
 
 Teller = Callable[[Any], Any]
+Listener = Callable[[str | bytes], object]
 
 
 class Topic(Audience):
@@ -41,6 +42,7 @@ class Topic(Audience):
         "_tellers",
         "arriving",
         "history",
+        "listeners",
         "members",
         "name",
         "started",
@@ -60,7 +62,9 @@ class Topic(Audience):
         self.history: History | None = None
         #: Set when messages of other processes arrive; None where there are no others.
         self.started: AsyncResult[None] | None = None
-        #: How many sessions are about to be subscribed.
+        #: What is called for each message; None for nothing.
+        self.listeners: list[Listener] | None = None
+        #: How many sessions are about to be subscribed, and how many listeners there are.
         self.arriving = 0
 
     @property
@@ -81,6 +85,16 @@ class Topic(Audience):
             if self._tellers is None:
                 self._tellers = Tellers()
             self._tellers.add(connection, on_presence, on_gap)
+
+    def hear(self, message: SharedMessage) -> None:
+        """Calls the listeners; never blocks."""
+        if self.listeners is not None:
+            told = message.payload.decode() if message.opcode == 1 else message.payload
+            for listener in self.listeners:
+                try:
+                    listener(told)
+                except Exception:
+                    log.exception("what listens to a topic failed")
 
     def send(self, message: SharedMessage, audience: Audience | None = None) -> Delivery:
         """Sends a message to the subscribers, or to an audience among them; never blocks."""

@@ -23,7 +23,7 @@ from geventws.topics.broadcasting import shared_message
 from geventws.topics.history import History, HistorySizes
 from geventws.topics.nouns import Gap, Member, Position, Presence, Subscribed
 from geventws.topics.statistics import Statistics
-from geventws.topics.topic import Topic, wait_unless_in_hub
+from geventws.topics.topic import Listener, Topic, wait_unless_in_hub
 from geventws.transport import monotonic
 
 if TYPE_CHECKING:
@@ -199,6 +199,35 @@ class Topics:
         here = self._topics.get(topic)
         return here is not None and here.remove(session.connection)
 
+    def listen(self, topic: str, listener: Listener) -> Callable[[], None]:
+        """Has ``listener(message)`` called for each message on ``topic``, str or bytes, without a session.
+
+        In this process alone, in the order of the messages, and without the envelope. It must not block. Ends with
+        `close`, or when what this gives is called. Blocks until Redis has acknowledged it, and raises as `subscribe`.
+        """
+        self._enter()
+        check_topic(topic)
+        if self._hub is None:
+            self._hub = get_hub()
+            self._thread = thread_identity()
+        here = self._topic(topic)
+        here.arriving += 1
+        try:
+            self._start(here)
+        except BaseException:
+            here.arriving -= 1
+            self._drop_if_deserted(here)
+            raise
+        here.listeners = [*(here.listeners or ()), listener]
+
+        def stop() -> None:
+            if here.listeners is not None and listener in here.listeners:
+                here.listeners = [other for other in here.listeners if other is not listener] or None
+                here.arriving -= 1
+                self._drop_if_deserted(here)
+
+        return stop
+
     def _connection_of(self, session: Any) -> Connection:
         if not isinstance(session, DefaultWebSocketSession):
             raise TypeError(f"topics are for default sessions, not for {type(session).__name__}")
@@ -358,7 +387,9 @@ class Topics:
                 wait_unless_in_hub(self._send(here, message, None))
 
     def _send(self, here: Topic, message: SharedMessage, position: Position | None) -> Delivery | None:
-        """Sends a message to the sessions of this process; gives what to wait for."""
+        """Sends a message to the sessions of this process, and to who listens; gives what to wait for."""
+        if here.listeners is not None:
+            here.hear(message)
         if not here.connections:
             return None
         if self._envelope is not None:
@@ -454,6 +485,8 @@ class Topics:
         self._enter()
         for here in list(self._topics.values()):
             here.history = None
+            here.arriving -= len(here.listeners or ())
+            here.listeners = None
             for connection in list(here.connections):
                 here.remove(connection)
             self._drop_if_deserted(here)

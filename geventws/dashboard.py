@@ -1,0 +1,342 @@
+"""A live page of the sessions of all workers: ``app.register_blueprint(geventws.dashboard.Blueprint(allow=...))``.
+
+Nothing runs while nobody watches. A worker with viewers asks all workers for a snapshot once a second, each makes one,
+and all viewers are sent the same. Workers talk over topics: those of this process, or shared ones of the app.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
+
+from gevent import Greenlet, sleep, spawn
+from werkzeug.exceptions import Forbidden, HTTPException
+from werkzeug.wrappers import Request, Response
+
+from geventws import routing
+from geventws.call import DefaultWebSocketServerSession, Observers, WebSocketServerSession
+from geventws.frames import CloseReason
+from geventws.peer_log import format_address
+from geventws.stats import SessionStats
+from geventws.topics import Topics, broadcast
+from geventws.transport import monotonic
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+__all__ = ["Blueprint"]
+
+log = logging.getLogger("geventws")
+
+#: Seconds between two snapshots, and of work at a stretch at one.
+INTERVAL = 1.0
+SLICE_SECONDS = 0.005
+#: Sessions of one worker that the page shows, those with most to see; its sums are of all.
+MOST_SESSIONS = 500
+#: Characters of a path that the page shows.
+MOST_PATH = 100
+
+#: On what topics the workers talk: viewers' questions and orders, and the answers.
+CONTROL = "geventws.dashboard.control"
+SNAPSHOTS = "geventws.dashboard.snapshots"
+
+ASK = "ask"
+
+
+class Blueprint(routing.Blueprint):
+    """The page at ``url_prefix``, and the WebSocket that it lives by; it tells of sessions, and closes them.
+
+    Registers on a Flask app that has the extension, or on a ``geventws.WebSockets``.
+
+    :param allow: called with the request, of the page and of its WebSocket, and again before a session is closed.
+        What is false is refused with 403; it may raise an ``HTTPException`` instead. There is no default.
+    :param topics: the ``Topics`` by which the workers find each other; without it the page shows the worker that it has
+        come to. One without a history, and whose Redis nobody else writes to: what comes there may close sessions.
+    :param origins: which pages may open the WebSocket, as the setting of this name; by default the server's own.
+
+    Raises ``TypeError`` for an ``allow`` that can't be called, ``ValueError`` for bad origins.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow: Callable[[Any], object],
+        name: str = "dashboard",
+        url_prefix: str | None = "/dashboard",
+        subdomain: str | None = None,
+        topics: Topics | None = None,
+        origins: Literal["same"] | Sequence[str] = "same",
+    ) -> None:
+        super().__init__(name, __name__, url_prefix=url_prefix, subdomain=subdomain)
+        if not callable(allow):
+            raise TypeError(f"allow must be a function of a request that tells who may see the page, not {allow!r}")
+        if origins is None:
+            raise ValueError('origins must be "same" or a list: with None any page could close your sessions')
+        self._allow = allow
+        self._shared = topics is not None
+        self._topics = Topics() if topics is None else topics
+        self._process = 0
+        self._start_anew()
+        self.pages.append(("/", "page", self._page))
+        self.before_request(self._check)
+        self.route("/socket", endpoint="socket", origins=origins, max_frame_size=4096, content_converter=None)(
+            self._watch
+        )
+
+    def _start_anew(self) -> None:
+        """Begins without sessions and viewers, as a forked child does."""
+        self._worker = os.urandom(6).hex()
+        #: The open sessions of each server of this process that was heard of.
+        self._servers: list[set[Any]] = []
+        self._seen: WeakKeyDictionary[Any, _Seen] = WeakKeyDictionary()
+        self._numbers = count(1)
+        self._viewers: set[Any] = set()
+        self._asks: Greenlet[..., None] | None = None
+        self._listens = False
+        self._tells = False
+        self._told_at = 0.0
+
+    def _enter(self) -> None:
+        if self._process != os.getpid():
+            if self._process:
+                self._start_anew()
+            self._process = os.getpid()
+
+    def registered(self, app: Any) -> None:
+        """Called when an app has registered it."""
+        if self._shared:
+            # For those who watch in another worker: this one has to hear of them.
+            observers = Observers()
+            observers.opened.append(self._opened)
+            app.observe(observers)
+
+    # -- The page
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _page(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        # Flask's own request, where it has made one.
+        request = environ.get("werkzeug.request") or Request(environ)
+        try:
+            self._check_request(request)
+        except HTTPException as error:
+            return error(environ, start_response)
+        return Response(_PAGE, mimetype="text/html", headers=_HEADERS)(environ, start_response)
+
+    def _check(self, session: DefaultWebSocketServerSession) -> None:
+        self._check_request(session.request)
+
+    def _check_request(self, request: Any) -> None:
+        if not self._allow(request):
+            raise Forbidden
+
+    # -- The viewers
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _watch(self, session: DefaultWebSocketServerSession) -> None:
+        """The handler of a viewer."""
+        self._opened(session)
+        session.accept()
+        self._viewers.add(session)
+        try:
+            self._listen()
+            if self._asks is None:
+                self._asks = spawn(self._ask)
+            for message in session:
+                self._take_order(session, message)
+        finally:
+            self._viewers.discard(session)
+
+    def _take_order(self, session: DefaultWebSocketServerSession, message: str | bytes) -> None:
+        """Has a session closed, wherever it is."""
+        try:
+            self._check_request(session.request)
+        except HTTPException:
+            session.close(1008, "not allowed any more")
+            return
+        try:
+            order = json.loads(message)
+            worker, number, code, reason = (order[key] for key in ("worker", "session", "code", "reason"))
+            CloseReason(code, reason).to_payload()
+            if not isinstance(worker, str) or not isinstance(number, int):
+                raise TypeError("worker is a str, session an int")
+        except (KeyError, TypeError, ValueError) as error:
+            session.send(json.dumps({"error": str(error)}))
+            return
+        self._topics.publish(CONTROL, json.dumps([worker, number, code, reason]))
+
+    def _ask(self) -> None:
+        """The greenlet that asks all workers for snapshots, as long as somebody here watches."""
+        stop = None
+        try:
+            stop = self._topics.listen(SNAPSHOTS, self._snapshot_came)
+            while self._viewers:
+                self._topics.publish(CONTROL, ASK)
+                sleep(INTERVAL)
+        except Exception:
+            log.exception("the dashboard can't reach the workers")
+            for viewer in list(self._viewers):
+                viewer.start_close(1011)
+        finally:
+            self._asks = None
+            if stop is not None:
+                stop()
+
+    def _snapshot_came(self, snapshot: str | bytes) -> None:
+        spawn(broadcast, [viewer for viewer in self._viewers if not viewer.closed], snapshot)
+
+    # -- The workers
+    # -----------------------------------------------------------------------------------------------------------------
+
+    def _opened(self, session: Any) -> None:
+        """Called in a worker whose sessions may be looked at from elsewhere."""
+        self._enter()
+        sessions = session.call.sessions
+        if not any(known is sessions for known in self._servers):
+            self._servers.append(sessions)
+        if self._shared and not self._listens:
+            spawn(self._listen)
+
+    def _listen(self) -> None:
+        """Has this worker hear of viewers, once."""
+        if self._listens:
+            return
+        self._listens = True
+        try:
+            self._topics.listen(CONTROL, self._control_came)
+        except Exception:
+            # The next session that opens has it tried again.
+            self._listens = False
+            log.exception("the dashboard does not hear of other workers")
+
+    def _control_came(self, message: str | bytes) -> None:
+        if message == ASK:
+            # Viewers in several workers all ask.
+            if not self._tells and monotonic() > self._told_at + 0.7 * INTERVAL:
+                self._tells = True
+                spawn(self._tell)
+            return
+        worker, number, code, reason = json.loads(message)
+        if worker == self._worker:
+            for session, seen in list(self._seen.items()):
+                if seen.number == number and not session.closed:
+                    log.info("the dashboard closes a session of %s: %s", session.rule, CloseReason(code, reason))
+                    spawn(session.start_close, code, reason)
+
+    def _tell(self) -> None:
+        """Makes a snapshot of this worker's sessions, and publishes it."""
+        try:
+            self._told_at = monotonic()
+            snapshot = self._snapshot()
+            rows = snapshot["rows"]
+            while True:
+                try:
+                    self._topics.publish(SNAPSHOTS, json.dumps(snapshot, separators=(",", ":")))
+                    break
+                except ValueError:
+                    # The app's topics take no message of this size.
+                    if not rows:
+                        raise
+                    rows = snapshot["rows"] = rows[: len(rows) // 2]
+        except Exception:
+            log.exception("the dashboard has no snapshot")
+        finally:
+            self._tells = False
+
+    def _snapshot(self) -> dict[str, Any]:
+        rows = []
+        sums = [0.0] * 6
+        sessions = [
+            session for known in self._servers for session in known if isinstance(session, WebSocketServerSession)
+        ]
+        ends = monotonic() + SLICE_SECONDS
+        for session in sessions:
+            row = self._row(session)
+            rows.append(row)
+            sums = [total + figure for total, figure in zip(sums, row[5:11], strict=True)]
+            if monotonic() > ends:
+                sleep(0)
+                ends = monotonic() + SLICE_SECONDS
+        rows.sort(key=_interest, reverse=True)
+        return {
+            "worker": self._worker,
+            "process": os.getpid(),
+            "host": socket.gethostname(),
+            "sessions": len(rows),
+            "sums": [round(total, 1) for total in sums],
+            "rows": rows[:MOST_SESSIONS],
+        }
+
+    def _row(self, session: Any) -> list[Any]:
+        """What the page shows of a session, in the order of its script."""
+        stats: SessionStats = session.stats()
+        now = monotonic()
+        seen = self._seen.get(session)
+        if seen is None:
+            seen = self._seen[session] = _Seen(next(self._numbers), now - stats.seconds)
+        before, elapsed = seen.stats, max(now - seen.at, 0.001)
+        seen.stats, seen.at = stats, now
+        environ = session.environ
+        # What a ProxyFix has put there is the client's.
+        peer = environ.get("REMOTE_ADDR") or format_address(session.remote_address)
+        return [
+            seen.number,
+            session.rule,
+            # WSGI has its bytes as Latin-1.
+            environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")[:MOST_PATH],
+            peer,
+            round(stats.seconds, 1),
+            round((stats.messages_received - before.messages_received) / elapsed, 1),
+            round((stats.messages_sent - before.messages_sent) / elapsed, 1),
+            round((stats.bytes_received - before.bytes_received) / elapsed),
+            round((stats.bytes_sent - before.bytes_sent) / elapsed),
+            stats.bytes_queued,
+            stats.bytes_buffered,
+            stats.latency,
+            stats.subscriptions,
+            session in self._viewers,
+        ]
+
+
+class _Seen:
+    """A session that was in a snapshot: its number there, and its figures then."""
+
+    __slots__ = ("at", "number", "stats")
+
+    def __init__(self, number: int, at: float) -> None:
+        self.number = number
+        self.at = at
+        self.stats = SessionStats()
+
+
+def _interest(row: list[Any]) -> tuple[float, float]:
+    """What comes first where not all are shown: what waits, and who talks most."""
+    return row[9] + row[10] + row[7] + row[8], row[4]
+
+
+def _hashes(tag: str, page: str) -> str:
+    """What a Content-Security-Policy calls the elements of a page, for these and no others to be run or applied."""
+    found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
+    return " ".join(f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in found)
+
+
+_PAGE = (Path(__file__).parent / "dashboard.html").read_text(encoding="utf-8")
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        f"default-src 'none'; script-src {_hashes('script', _PAGE)}; style-src {_hashes('style', _PAGE)}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}

@@ -1,0 +1,379 @@
+"""The live page: who may see it, what it tells, and that it closes sessions, in this worker and in others."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.sync.client import ClientConnection, connect
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import Unauthorized
+
+import geventws
+from geventws import Topics, dashboard
+from tests.browser import Browser, find_chromium
+from tests.faces import Face, MakeFace, PlainFace, either, fetch, refused
+from tests.peer import Peer, serving, wait_until
+from tests.programs import PATIENCE, development_server, gunicorn_server
+from tests.wire import frame
+
+CHROMIUM = find_chromium()
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "INTERVAL", 0.01)
+
+
+def allow(request: Any) -> bool:
+    """Who brings the word may look."""
+    return request.args.get("word") == "sesame"
+
+
+def watched(face: Face, **options: Any) -> dashboard.Blueprint:
+    """The page of an app that echoes."""
+    page = dashboard.Blueprint(**{"allow": lambda request: True, **options})
+
+    @face.sockets.route("/echo/<name>")
+    def echo(session: Any, name: str) -> None:
+        for message in session:
+            session.send(message)
+
+    face.register(page)
+    return page
+
+
+def snapshot(viewer: Peer) -> dict[str, Any]:
+    """The next snapshot."""
+    first, payload = viewer.frame()
+    assert first == 0x81
+    return json.loads(payload)  # type: ignore[no-any-return]
+
+
+def row_of(viewer: Peer, rule: str, path: str | None = None) -> tuple[dict[str, Any], list[Any]]:
+    """A snapshot that has a session of a route, and what it tells of that one."""
+    while True:
+        told = snapshot(viewer)
+        for row in told["rows"]:
+            if row[1] == rule and path in (None, row[2]):
+                return told, row
+
+
+# -- Who may see it ----------------------------------------------------------------------------------------------------
+
+
+@either
+def test_the_page(make: MakeFace) -> None:
+    face = make()
+    watched(face, allow=allow)
+    with serving(face.app) as server:
+        answer = fetch(server, "/dashboard/?word=sesame")
+        assert answer.status == 200
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert "<title>WebSockets</title>" in answer.body
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'sha256-" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert answer.headers["cache-control"] == "no-store"
+        assert fetch(server, "/dashboard?word=sesame").status == 308
+        assert fetch(server, "/dashboard/").status == 403
+        assert fetch(server, "/dashboard/socket?word=sesame").status == 426
+        assert refused(server, "/dashboard/socket").status == 403
+        with Peer(server, "/dashboard/socket?word=sesame") as viewer:
+            viewer.accepted()
+            assert snapshot(viewer)["sessions"] == 1
+
+
+@either
+def test_other_pages_stay(make: MakeFace) -> None:
+    face = make()
+    watched(face)
+    with serving(face.app) as server:
+        assert fetch(server, "/").status == 404
+        assert fetch(server, "/echo/ada").status == 426
+        with Peer(server, "/echo/ada") as peer:
+            peer.accepted()
+
+
+@either
+def test_whoever_refuses_may_say_how(make: MakeFace) -> None:
+    face = make()
+
+    def ask(request: Any) -> bool:
+        raise Unauthorized(www_authenticate=WWWAuthenticate("basic"))
+
+    watched(face, allow=ask)
+    with serving(face.app) as server:
+        assert fetch(server, "/dashboard/").headers["www-authenticate"].lower().startswith("basic")
+        assert refused(server, "/dashboard/socket").status == 401
+
+
+@either
+def test_pages_of_others_can_not_connect(make: MakeFace) -> None:
+    face = make(origins=None)
+    watched(face)
+    with serving(face.app) as server:
+        assert refused(server, "/dashboard/socket", Origin="http://evil.example").status == 403
+        with Peer(server, "/echo/ada", Origin="http://evil.example") as peer:
+            peer.accepted()
+
+
+def test_there_is_no_default() -> None:
+    with pytest.raises(TypeError, match="allow"):
+        dashboard.Blueprint()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="who may see the page"):
+        dashboard.Blueprint(allow=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="any page could close your sessions"):
+        dashboard.Blueprint(allow=allow, origins=None)  # type: ignore[arg-type]
+    with serving(geventws.WebSockets()) as server:
+        assert fetch(server, "/dashboard/").status == 404
+
+
+# -- What it tells -----------------------------------------------------------------------------------------------------
+
+
+@either
+def test_what_it_tells_of_a_session(make: MakeFace) -> None:
+    face = make()
+    watched(face)
+    with (
+        serving(face.app) as server,
+        Peer(server, "/dashboard/socket") as viewer,
+        Peer(server, "/echo/%E4%B8%96") as peer,
+    ):
+        viewer.accepted()
+        peer.accepted()
+        peer.send(frame(1, b"hello"))
+        assert peer.frame() == (0x81, b"hello")
+        told, row = row_of(viewer, "/echo/<name>")
+        assert told["process"] == os.getpid()
+        assert told["sessions"] == len(told["rows"]) == 2
+        number, rule, path, address, age, *figures, is_viewer = row
+        assert (rule, path, address, is_viewer) == ("/echo/<name>", "/echo/世", "127.0.0.1", False)
+        assert number > 0
+        assert age >= 0
+        assert figures[4:] == [0, 0, None, 0]
+        while not any(row[5:7] == [0, 0] for row in told["rows"] if row[1] == "/echo/<name>"):
+            told = snapshot(viewer)
+        assert [row[13] for row in told["rows"] if row[1] == "/dashboard/socket"] == [True]
+
+
+def test_viewers_share_a_snapshot_and_without_them_nothing_runs() -> None:
+    face = PlainFace()
+    page = watched(face)
+    with serving(face.app) as server:
+        assert page._asks is None
+        with Peer(server, "/dashboard/socket") as first, Peer(server, "/dashboard/socket") as second:
+            first.accepted()
+            second.accepted()
+            # In their bytes; the one that connected later begins later.
+            later = second.frame()
+            while first.frame() != later:
+                pass
+        wait_until(lambda: page._asks is None)
+        assert not page._viewers
+        assert dashboard.SNAPSHOTS not in page._topics._topics
+        told = page._told_at
+        for _ in range(3):
+            with Peer(server, "/echo/ada") as peer:
+                peer.accepted()
+        assert page._told_at == told
+
+
+def test_only_so_many_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "MOST_SESSIONS", 2)
+    face = PlainFace()
+    watched(face, topics=Topics(max_message_size=700))
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(face.app))
+        for _ in range(4):
+            stack.enter_context(Peer(server, "/echo/" + "a" * 99)).accepted()
+        viewer = stack.enter_context(Peer(server, "/dashboard/socket")).accepted()
+        while (told := snapshot(viewer))["sessions"] < 5:
+            pass
+        assert len(told["rows"]) in (1, 2)
+
+
+# -- Closing a session -------------------------------------------------------------------------------------------------
+
+
+def order(told: dict[str, Any], row: list[Any], code: Any = 4000, reason: Any = "enough") -> bytes:
+    fields = {"worker": told["worker"], "session": row[0], "code": code, "reason": reason}
+    return frame(1, json.dumps(fields).encode())
+
+
+@either
+def test_a_session_is_closed(make: MakeFace) -> None:
+    face = make()
+    watched(face)
+    with (
+        serving(face.app) as server,
+        Peer(server, "/echo/ada") as ada,
+        Peer(server, "/echo/grace") as other,
+        Peer(server, "/dashboard/socket") as viewer,
+    ):
+        ada.accepted()
+        viewer.accepted()
+        other.accepted()
+        told, row = row_of(viewer, "/echo/<name>", "/echo/ada")
+        viewer.send(order(told, row))
+        assert ada.frame() == (0x88, (4000).to_bytes(2, "big") + b"enough")
+        other.send(frame(1, b"still here"))
+        assert other.frame() == (0x81, b"still here")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"no JSON", b"[]", b"{}", b'{"worker": 1, "session": 1, "code": 1000, "reason": ""}'],
+)
+def test_what_is_no_order(message: bytes) -> None:
+    assert "error" in answer_to(frame(1, message))
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1005, ""), (999, ""), (None, ""), (1000, "x" * 124), (1000, 5)])
+def test_orders_that_can_not_be_followed(code: Any, reason: Any) -> None:
+    assert "error" in answer_to(order({"worker": "w"}, [1], code, reason))
+
+
+def answer_to(message: bytes) -> dict[str, Any]:
+    """What a viewer is answered to a frame, beside the snapshots."""
+    face = PlainFace()
+    watched(face)
+    with serving(face.app) as server, Peer(server, "/dashboard/socket") as viewer:
+        viewer.accepted()
+        viewer.send(message)
+        while "worker" in (told := snapshot(viewer)):
+            pass
+        return told
+
+
+def test_who_may_not_look_any_more_closes_nothing() -> None:
+    face, allowed = PlainFace(), [True]
+    watched(face, allow=lambda request: allowed[0])
+    with (
+        serving(face.app) as server,
+        Peer(server, "/echo/ada") as ada,
+        Peer(server, "/dashboard/socket") as viewer,
+    ):
+        ada.accepted()
+        viewer.accepted()
+        told, row = row_of(viewer, "/echo/<name>")
+        allowed[0] = False
+        viewer.send(order(told, row))
+        while (received := viewer.frame())[0] == 0x81:
+            pass
+        assert received == (0x88, (1008).to_bytes(2, "big") + b"not allowed any more")
+        ada.send(frame(1, b"still here"))
+        assert ada.frame() == (0x81, b"still here")
+
+
+# -- Several workers ---------------------------------------------------------------------------------------------------
+
+APP = """
+import os
+import geventws
+from geventws import Topics, dashboard
+
+dashboard.INTERVAL = 0.05
+app = geventws.WebSockets()
+
+@app.route("/echo")
+def echo(session):
+    session.send(str(os.getpid()))
+    for message in session:
+        session.send(message)
+
+app.register_blueprint(dashboard.Blueprint(allow=lambda request: True, topics=Topics({url!r})))
+"""
+
+
+def test_sessions_of_another_worker(tmp_path: Path) -> None:
+    redis_server = pytest.importorskip("tests.redis_server")
+    with redis_server.running(redis_server.any_kind()) as redis, ExitStack() as stack:
+        (tmp_path / "app.py").write_text(APP.format(url=redis.url))
+        options = ("-k", "geventws.Worker", "-w", "2")
+        address, _ = stack.enter_context(gunicorn_server("app:app", *options, directory=tmp_path))
+        clients: dict[int, ClientConnection] = {}
+        while len(clients) < 2:
+            client = stack.enter_context(connect(f"ws://{address}/echo", proxy=None))
+            clients[int(client.recv(PATIENCE))] = client
+        viewer = stack.enter_context(connect(f"ws://{address}/dashboard/socket", proxy=None))
+        workers: dict[int, dict[str, Any]] = {}
+        while workers.keys() != clients.keys() or not all(told["rows"] for told in workers.values()):
+            told = json.loads(viewer.recv(PATIENCE))
+            workers[told["process"]] = told
+        # Whichever the viewer has come to: one of them is the other worker.
+        for process, told in workers.items():
+            for row in told["rows"]:
+                if row[1] == "/echo":
+                    fields = {"worker": told["worker"], "session": row[0], "code": 4321, "reason": "elsewhere"}
+                    viewer.send(json.dumps(fields))
+            with pytest.raises(Exception, match="4321"):
+                clients[process].recv(PATIENCE)
+
+
+# -- In a browser ------------------------------------------------------------------------------------------------------
+
+PAGE = """
+import geventws
+from geventws import dashboard
+
+app = geventws.WebSockets()
+
+@app.route("/room/<name>")
+def talk(session, name):
+    for message in session:
+        session.send(message)
+
+app.register_blueprint(dashboard.Blueprint(allow=lambda request: True))
+"""
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "app.py").write_text(PAGE)
+    with development_server("app:app", tmp_path) as (address, program):
+        yield address
+        program.stop()
+    assert not [line for line in program.rest() if "Traceback" in line]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+def test_in_a_browser(page: str, tmp_path: Path) -> None:
+    assert CHROMIUM is not None
+    path = "/room/%3Cimg%20src%3Dx%20onerror%3Ddocument.title%3D1%3E"
+    with (
+        connect(f"ws://{page}{path}", proxy=None) as client,
+        Browser(CHROMIUM, tmp_path / "profile") as browser,
+    ):
+        tab = browser.open(f"http://{page}/dashboard/")
+        tab.wait_for("document.querySelectorAll('#rows tr').length === 2")
+        tab.wait_for("document.querySelector('#status').textContent === 'Live'")
+        # What a client sent is text.
+        tab.wait_for("document.body.innerText.includes('/room/<img src=x onerror=document.title=1>')")
+        assert tab.evaluate("document.images.length") == 0
+        assert tab.evaluate("document.title") == "WebSockets"
+        assert tab.evaluate("document.querySelector('#count').textContent") == "2 sessions in 1 worker"
+        # The charts move.
+        before = tab.evaluate("document.querySelector('.line').getAttribute('d')")
+        tab.wait_for(f"document.querySelector('.line').getAttribute('d') !== {json.dumps(before)}")
+        assert {"Open sessions", "Messages a second"} <= {name.partition(":")[0] for name in tab.accessible("image")}
+        # Sorted, filtered, and closed by the button of the only row that is left.
+        tab.evaluate("document.querySelector('th button').click()")
+        assert tab.evaluate("document.querySelector('th').getAttribute('aria-sort')") == "ascending"
+        tab.evaluate("filter.value = 'onerror'; filter.dispatchEvent(new Event('input'))")
+        assert tab.evaluate("document.querySelectorAll('#rows tr').length") == 1
+        assert any(name.startswith("Close the session of 127.0.0.1 at /room/<img") for name in tab.accessible("button"))
+        tab.evaluate("document.querySelector('#rows button').click()")
+        assert tab.evaluate("document.querySelector('dialog').open")
+        tab.evaluate("code.value = 4007; reason.value = 'from the page'")
+        tab.evaluate("document.querySelector('dialog .danger').click()")
+        with pytest.raises(Exception, match="4007") as closed:
+            client.recv(PATIENCE)
+        assert "from the page" in str(closed.value)
+        tab.wait_for("document.querySelectorAll('#rows tr').length === 0")
