@@ -34,6 +34,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --strict examples/typed.py tests/typed_app.py
 
 bench: $(VENV)/all.stamp
 	$(BIN)/python benchmarks/run.py $(ARGS)

@@ -13,7 +13,7 @@ from geventws.call import DefaultWebSocketServerSession, WebSocketServerSession 
 from geventws.client import Connections, connect  # noqa: E402
 from geventws.client_session import DefaultWebSocketClientSession, WebSocketClientSession  # noqa: E402
 from geventws.connection import State  # noqa: E402
-from geventws.converters import ContentConverter, JSONConverter  # noqa: E402
+from geventws.converters import ContentConverter, JSONConverter, MsgspecConverter  # noqa: E402
 from geventws.errors import (  # noqa: E402
     ConnectionClosed,
     HandshakeError,
@@ -58,6 +58,7 @@ __all__ = [
     "HandshakeFailed",
     "HandshakeRefused",
     "JSONConverter",
+    "MsgspecConverter",
     "Opcode",
     "PermessageDeflate",
     "Pinger",

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Protocol
+import re
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 from geventws.errors import ProtocolError
 from geventws.frames import CloseCode
 
-__all__ = ["ContentConverter", "JSONConverter"]
+__all__ = ["ContentConverter", "JSONConverter", "MsgspecConverter"]
+
+#: Types that a converter keeps a decoder of.
+_DECODERS = 256
 
 
 class ContentConverter(Protocol):
-    """Turns objects into messages and back."""
+    """Turns objects into messages and back.
+
+    One serves all sessions of an app, from any greenlet: it must not block, nor keep anything of a session. What
+    `serialize` raises is the caller's to handle; what `deserialize` raises for a message is a ``ProtocolError``, whose
+    text the peer gets as the reason: it should say what is wrong, and repeat nothing that is not the peer's to know.
+    """
 
     def serialize(self, value: Any) -> str | bytes:
         """Gives the message for ``value``: a str goes out as text, bytes as binary."""
@@ -31,11 +41,18 @@ class _WrongTypeError(ProtocolError, TypeError):
 
 
 class JSONConverter:
-    """JSON in text messages, by the standard library."""
+    """JSON by the standard library, in text messages; with ``binary`` in binary ones. Either is read.
 
-    def serialize(self, value: Any) -> str:
+    ``type`` is a class that the object is checked to be of; `MsgspecConverter` knows more of types.
+    """
+
+    def __init__(self, *, binary: bool = False) -> None:
+        self._binary = _check_binary(binary)
+
+    def serialize(self, value: Any) -> str | bytes:
         """``value`` as JSON; raises ``TypeError`` or ``ValueError`` for what JSON has no form for."""
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return text.encode() if self._binary else text
 
     def deserialize(self, message: str | bytes, type: Any = None) -> Any:
         """The object in ``message``; raises ``ProtocolError`` (1007) where it is no JSON.
@@ -55,3 +72,111 @@ class JSONConverter:
 def _refuse(constant: str) -> Any:
     """Refuses NaN and the infinities, which Python reads though JSON lacks them."""
     raise ValueError(constant)
+
+
+class MsgspecConverter:
+    """Typed JSON or MessagePack by msgspec (the extra ``msgspec``).
+
+    What ``receive_deserialized`` gives is of the type that it was asked for: a ``msgspec.Struct``, a dataclass, a
+    ``TypedDict``, ``list[int]``, a union and so on, checked field by field.
+
+    :param format: ``"json"`` or ``"msgpack"``.
+    :param binary: whether messages go out as binary; by default JSON as text. MessagePack is always binary. JSON is
+        read from either.
+    :param strict: whether a str that looks like a number is no number, as msgspec has it.
+    :param enc_hook: called by msgspec with an object that it does not know, for one that it does.
+    :param dec_hook: called by msgspec with a type that it does not know, and an object to make one of it.
+
+    Raises ``ImportError`` without msgspec, ``ValueError`` that names the option.
+    """
+
+    def __init__(
+        self,
+        format: Literal["json", "msgpack"] = "json",
+        *,
+        binary: bool | None = None,
+        strict: bool = True,
+        enc_hook: Callable[[Any], Any] | None = None,
+        dec_hook: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        try:
+            import msgspec
+        except ImportError:
+            raise ImportError("MsgspecConverter needs msgspec: pip install 'geventws[msgspec]'") from None
+        if format not in ("json", "msgpack"):
+            raise ValueError(f'format must be "json" or "msgpack", not {format!r}')
+        if format == "msgpack" and binary is False:
+            raise ValueError("binary must be True or None for MessagePack, which is no text")
+        self._binary = format == "msgpack" if binary is None else _check_binary(binary)
+        self._msgspec = msgspec
+        self._format = format
+        self._name = "JSON" if format == "json" else "MessagePack"
+        kind: Any = msgspec.json if format == "json" else msgspec.msgpack
+        self._encode: Callable[[Any], bytes] = kind.Encoder(enc_hook=enc_hook).encode
+        self._make: Callable[[Any], Any] = lambda type: kind.Decoder(type, strict=strict, dec_hook=dec_hook)
+        self._decoders: dict[Any, Any] = {}
+
+    def serialize(self, value: Any) -> str | bytes:
+        """``value`` as a message; raises ``TypeError`` for what msgspec does not know."""
+        data = self._encode(value)
+        return data if self._binary else data.decode()
+
+    def deserialize(self, message: str | bytes, type: Any = None) -> Any:
+        """The object in ``message``, of ``type``; raises ``ProtocolError`` (1007) where it is none.
+
+        Its text, which is the peer's reason, names the field and what was expected there, but never a value; all that
+        msgspec said is its cause. Where only the type is wrong it is a ``TypeError`` too. Raises a plain ``TypeError``
+        for a ``type`` that msgspec does not know.
+        """
+        if self._format == "msgpack" and isinstance(message, str):
+            raise ProtocolError(CloseCode.INVALID_PAYLOAD, "a message is text, not MessagePack")
+        decoder = self._decoder(Any if type is None else type)
+        try:
+            return decoder.decode(message)
+        except self._msgspec.ValidationError as error:
+            raise _WrongTypeError(CloseCode.INVALID_PAYLOAD, _reason(error)) from error
+        except (self._msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ProtocolError(CloseCode.INVALID_PAYLOAD, f"a message is not {self._name}") from error
+
+    def _decoder(self, type: Any) -> Any:
+        try:
+            decoder = self._decoders.get(type)
+        except TypeError:
+            # As an Annotated is with what can't be hashed.
+            return self._make(type)
+        if decoder is None:
+            decoder = self._make(type)
+            if len(self._decoders) >= _DECODERS:
+                # Types that are made anew for each message would stay for ever.
+                self._decoders.clear()
+            self._decoders[type] = decoder
+        return decoder
+
+
+#: Where msgspec found something: "- at `$.items[1].name`", of a key "- at `key` in `$.prices`".
+_PLACE = re.compile(r"(.*) - at (?:`key` in )?`(\$[^`']*)`", re.DOTALL)
+_MISSING = re.compile(r"Object missing required field `[^`]*`")
+#: "Invalid UUID" and the like. "Invalid enum value 'x'" goes on with the value.
+_INVALID = re.compile(r"Invalid (?:enum value|value|[A-Za-z0-9 ]+$)")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a message and where, without anything that came in it."""
+    told = str(error)
+    found = _PLACE.fullmatch(told)
+    what, place = (found[1], found[2]) if found is not None else (told, "the message")
+    if error.__cause__ is not None:
+        # What a hook or a __post_init__ of the app said, who knows what of.
+        what = "not valid"
+    elif what.startswith("Object contains unknown field"):
+        what = "Object contains an unknown field"
+    elif not (what.startswith("Expected `") or _MISSING.fullmatch(what)):
+        invalid = _INVALID.match(what)
+        what = "not valid" if invalid is None else invalid[0]
+    return f"{place}: {what}"
+
+
+def _check_binary(binary: Any) -> bool:
+    if not isinstance(binary, bool):
+        raise ValueError(f"binary must be True or False, not {binary!r}")
+    return binary

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import urandom
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from gevent import Timeout
 from gevent.event import AsyncResult
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["DefaultWebSocketSession", "WebSocketSession"]
 
 BytesLike = bytes | bytearray | memoryview
+
+T = TypeVar("T")
 
 CONNECTING, OPEN = 0, 1
 
@@ -429,10 +431,16 @@ class DefaultWebSocketSession(WebSocketSession):
         """
         self.send(self._converter().serialize(value))
 
+    @overload
+    def receive_deserialized(self, type: type[T], timeout: float | None = None) -> T: ...
+
+    @overload
+    def receive_deserialized(self, type: Any = None, timeout: float | None = None) -> Any: ...
+
     def receive_deserialized(self, type: Any = None, timeout: float | None = None) -> Any:
         """The next message as the object that the content converter makes of it.
 
-        ``type`` says which is expected, where the converter can use that.
+        ``type`` says which is expected, where the converter can use that; to type checkers, what comes is of it.
 
         Blocks and raises as `receive`; ``ProtocolError`` (1007) for a message that the converter can't read, which
         closes the session if it leaves the handler.
