@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,7 @@ def status_of(url: str, **options: Any) -> tuple[int, str]:
     return response.status_code, bytes(response.body or b"").decode()
 
 
-def get(url: str) -> Any:
+def get(url: str | urllib.request.Request) -> Any:
     """The response to a plain request."""
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=PATIENCE)
 
@@ -132,6 +133,7 @@ def test_every_block_of_the_readme_is_run() -> None:
         "Servers",
         "Client",
         "Testing your app",
+        "Observing",
     }
 
 
@@ -322,6 +324,25 @@ def test_readme_testing(tmp_path: Path) -> None:
     write_module("Testing your app", tmp_path)
     with Program(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "app.py", directory=tmp_path) as program:
         program.wait_for("3 passed")
+
+
+def test_readme_observing(tmp_path: Path) -> None:
+    write_module("Observing", tmp_path)
+    with development_server("app:app", tmp_path) as (address, program):
+        with connect(f"ws://{address}/echo", proxy=None) as connection:
+            connection.send("hello")
+            assert connection.recv(PATIENCE) == "hello"
+        program.wait_for("/echo: 1000 normal, 1 messages")
+        figures = get(f"http://{address}/metrics").read().decode()
+        assert 'geventws_closes_total{code="1000",route="/echo"} 1.0' in figures
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            get(f"http://{address}/dashboard/")
+        cookie = get(f"http://{address}/login/operator").headers["Set-Cookie"].partition(";")[0]
+        request = urllib.request.Request(f"http://{address}/dashboard/", headers={"Cookie": cookie})
+        assert "<title>WebSockets</title>" in get(request).read().decode()
+        assert status_of(f"ws://{address}/dashboard/socket")[0] == 403
+        with connect(f"ws://{address}/dashboard/socket", additional_headers={"Cookie": cookie}, proxy=None) as viewer:
+            assert json.loads(viewer.recv(PATIENCE))["sessions"] == 1
 
 
 def test_readme_settings() -> None:

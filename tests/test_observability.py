@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+import urllib.request
+from pathlib import Path
 from typing import Any
 
 import flask
@@ -10,12 +13,15 @@ import gevent
 import pytest
 from gevent.event import Event
 from gevent.pool import Pool
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 import geventws
 from geventws import Blueprint, CloseReason, Frame, SessionStats, Topics
 from geventws.call import DefaultWebSocketServerSession
 from tests.faces import MakeFace, either, fetch, refused
 from tests.peer import PATIENCE, Peer, serving, wait_until
+from tests.programs import ROOT, development_server
 from tests.wire import close_frame, frame
 
 Told = list[tuple[Any, ...]]
@@ -401,3 +407,39 @@ def test_stats_of_a_session_that_is_over() -> None:
             assert peer.frame() == (0x81, b"hello")
         wait_until(lambda: told)
     assert (told[0].messages_received, told[0].messages_sent) == (1, 1)
+
+
+# -- The documentation -------------------------------------------------------------------------------------------------
+
+
+def test_the_code_of_the_documentation(tmp_path: Path) -> None:
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs/observability.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    more = """
+@app.route("/room/<name>")
+def fails(session, name):
+    session.receive()
+    raise ValueError("a fault")
+"""
+    (tmp_path / "app.py").write_text("\n\n".join([*blocks, more]))
+    with development_server("app:app", tmp_path) as (address, program):
+        with connect(f"ws://{address}/room/lobby", proxy=None) as client:
+            program.wait_for("open /room/<name>")
+            client.send("hello")
+            with pytest.raises(ConnectionClosed, match=r"4000.*something went wrong"):
+                client.recv(PATIENCE)
+        program.wait_for("closed /room/<name> 4000 1")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://{address}/metrics", timeout=PATIENCE) as page:
+            figures = page.read().decode()
+        assert 'geventws_handler_errors_total{route="/room/<name>"} 1.0' in figures
+        with opener.open(f"http://{address}/dashboard/?word=sesame", timeout=PATIENCE) as page:
+            assert b"<title>WebSockets</title>" in page.read()
+        # Whatever is told of there is there.
+        table = set(re.findall(r"`(geventws_[a-z_]+)`", (ROOT / "docs/observability.md").read_text()))
+        told = {
+            name.partition("{")[0] for name in re.findall(r"^(?:# TYPE )?(geventws_[a-z_]+)", figures, re.MULTILINE)
+        }
+        assert table - {"geventws_topics_published_total"} <= told
+        assert program.stop() == 0

@@ -221,8 +221,9 @@ class Topics:
         here.listeners = [*(here.listeners or ()), listener]
 
         def stop() -> None:
-            if here.listeners is not None and listener in here.listeners:
-                here.listeners = [other for other in here.listeners if other is not listener] or None
+            left = [other for other in here.listeners or () if other is not listener]
+            if len(left) < len(here.listeners or ()):
+                here.listeners = left or None
                 here.arriving -= 1
                 self._drop_if_deserted(here)
 
