@@ -328,10 +328,12 @@ def _fail(session: WebSocketServerSession, error: BaseException, name: str) -> N
     explained = _explained(error)
     _tell_test(session, explained)
     call.failed(name, explained)
-    for observers in call.observers:
+    try:
         # Before the close: it may be another one then.
-        _tell(observers.failed, session, error)
-    _close(session, CloseReason(CloseCode.INTERNAL_ERROR))
+        for observers in call.observers:
+            _tell(observers.failed, session, error)
+    finally:
+        _close(session, CloseReason(CloseCode.INTERNAL_ERROR))
 
 
 def _tell_test(session: WebSocketServerSession, error: BaseException) -> None:

@@ -471,23 +471,8 @@ class WebSockets(RouteTable):
         if self.app is not None and not is_upgrade(environ):
             return self.app(environ, start_response)
         if self._observers.answered:
-            return self._observed(environ, start_response)
-        return self._respond(environ, start_response)
-
-    def _observed(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """As `_respond`, and tells of an answer in HTTP."""
-
-        def tell(status: str, headers: Any, *exc_info: Any) -> Any:
-            self._observers.tell_answer(environ, int(status[:3]))
-            return start_response(status, headers, *exc_info)
-
-        try:
-            return self._respond(environ, tell)
-        except Exception:
-            self._observers.tell_answer(environ, 500)
-            raise
-
-    def _respond(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            start_response = self._telling(environ, start_response)
+        # Here and not in a function of its own, whose frame would stand below every session.
         answer: Any
         try:
             # Matched as a WebSocket whatever the headers say, so that an incomplete handshake is told what it lacks.
@@ -504,7 +489,20 @@ class WebSockets(RouteTable):
                 answer = error
             except HandshakeError as error:
                 answer = refusal(error, environ)
+            except Exception:
+                # The server answers.
+                self._observers.tell_answer(environ, 500)
+                raise
         return finish(answer, environ, start_response)
+
+    def _telling(self, environ: WSGIEnvironment, start_response: StartResponse) -> Any:
+        """``start_response``, which tells of an answer in HTTP."""
+
+        def tell(status: str, headers: Any, *exc_info: Any) -> Any:
+            self._observers.tell_answer(environ, int(status[:3]))
+            return start_response(status, headers, *exc_info)
+
+        return tell
 
     def _page(self, pages: Map, environ: WSGIEnvironment) -> WSGIApplication | None:
         """The application of a blueprint's page, or a redirect to it."""
