@@ -9,12 +9,13 @@ SETUP := pyproject.toml setup.py
 # What is compiled, by setup.py's own list, and the declarations it is compiled with.
 CORE := $(wildcard $(shell grep -o 'geventws/[a-z_/]*\.pyx\{0,1\}' setup.py 2>/dev/null)) $(shell find geventws -name '*.pxd')
 
-.PHONY: help serve test build lint bench faults autobahn clean
+.PHONY: help serve test build lint docs bench faults autobahn clean
 help:
 	@echo "make serve     run the chat example at http://$(BIND)"
 	@echo "make test      run the tests"
 	@echo "make build     compile the core in place"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      the documentation, in build/docs"
 	@echo "make bench     the benchmarks"
 	@echo "make faults    faults and abuse against running servers"
 	@echo "make autobahn  the Autobahn testsuite (needs a Python 2.7)"
@@ -36,6 +37,12 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/mypy --strict examples/typed.py tests/typed_app.py
 
+# A warning is an error: a link that leads nowhere, a name that is not there.
+docs: $(VENV)/docs.stamp
+	$(BIN)/python docs/house.py
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs build/docs
+	@echo "the documentation is in build/docs/index.html"
+
 bench: $(VENV)/all.stamp
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
@@ -55,6 +62,7 @@ $(VENV)/all.stamp: EXTRAS = all
 $(VENV)/examples.stamp: EXTRAS = examples
 $(VENV)/test.stamp: EXTRAS = all,test
 $(VENV)/dev.stamp: EXTRAS = all,test,dev
+$(VENV)/docs.stamp: EXTRAS = docs
 $(VENV)/%.stamp: $(SETUP) $(CORE) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	@touch $@
