@@ -741,6 +741,46 @@ def test_a_slow_topic_holds_nobody_up_and_keeps_its_order() -> None:
             assert [text for text in seen[0] if text.startswith(name)] == [f"{name}{number}" for number in range(50)]
 
 
+class TestListening:
+    @pytest.mark.parametrize("history", [0, 10])
+    def test_what_is_published_is_heard_in_order(self, history: int) -> None:
+        topics, heard = Topics(history=history, envelope=lambda *_: "wrapped"), list[Any]()
+        stop = topics.listen("a", heard.append)
+        with Room() as room:
+            peer = room.join()
+            topics.subscribe(room.sessions[0], "a")
+            for message in ("text", b"bytes"):
+                topics.publish("a", message)
+            topics.publish("b", "to others")
+            # The envelope is the sessions' alone.
+            assert texts(peer, 2) == ["wrapped"] * 2
+            assert heard == ["text", b"bytes"]
+            stop()
+            stop()
+            topics.publish("a", "unheard")
+            assert texts(peer, 1) == ["wrapped"]
+            assert len(heard) == 2
+
+    def test_nothing_stays_of_it(self) -> None:
+        topics = Topics()
+        first, second = topics.listen("a", print), topics.listen("a", print)
+        first()
+        assert "a" in topics._topics
+        second()
+        assert not topics._topics
+        topics.listen("a", print)
+        topics.close()
+        assert not topics._topics
+
+    def test_one_that_fails_keeps_nothing_from_the_others(self, caplog: pytest.LogCaptureFixture) -> None:
+        topics, heard = Topics(), list[Any]()
+        topics.listen("a", lambda message: 1 / 0)
+        topics.listen("a", heard.append)
+        topics.publish("a", "text")
+        assert heard == ["text"]
+        assert "what listens to a topic failed" in caplog.text
+
+
 def test_dead_sessions_are_not_kept() -> None:
     topics = Topics()
     with Room() as room:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -218,10 +219,12 @@ class Topics:
             here.arriving -= 1
             self._drop_if_deserted(here)
             raise
-        here.listeners = [*(here.listeners or ()), listener]
+        # An object of its own: the same function may listen twice.
+        own = partial(listener)
+        here.listeners = [*(here.listeners or ()), own]
 
         def stop() -> None:
-            left = [other for other in here.listeners or () if other is not listener]
+            left = [other for other in here.listeners or () if other is not own]
             if len(left) < len(here.listeners or ()):
                 here.listeners = left or None
                 here.arriving -= 1
