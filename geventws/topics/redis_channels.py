@@ -21,6 +21,7 @@ from geventws.topics.redis_connections import (
     Address,
     Connector,
     Delays,
+    Line,
     Slots,
     send,
 )
@@ -34,30 +35,6 @@ SLICE_SECONDS, A_MOMENT = 0.005, 1e-6
 CLUSTER_SECONDS = 0.5
 #: Subscriptions that are sent at a time.
 SUBSCRIBED_AT_ONCE = 1000
-
-
-class Line(Protocol):
-    """What a connection knows of the server it leads to: the `Link`."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is no more: it is closed, or its greenlets are in a fork of their process."""
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether a connection is lost and not all is well again."""
-
-    def connect(self, timeout: float | None) -> Any:
-        """A connection; raises one of ``FAILURES``."""
-
-    def look_whether_over(self) -> None:
-        """Something that was amiss is well again."""
-
-    def lost(self, error: BaseException) -> None:
-        """A connection is lost, or can't be made."""
-
-    def log_refusal(self, what: str, error: ResponseError) -> None:
-        """The server does not let us do something."""
 
 
 class ChannelsOwner(Protocol):

@@ -29,6 +29,7 @@ from geventws.topics.redis_connections import (
     TIMEOUT,
     Connector,
     Delays,
+    Line,
     Slots,
     is_readable,
     load_scripts,
@@ -85,30 +86,6 @@ class Command:
         self.publication = publication
         self.done = done
         self.attempts = 0
-
-
-class Line(Protocol):
-    """What a connection knows of the server it leads to: the `Link`."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is no more: it is closed, or its greenlets are in a fork of their process."""
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether a connection is lost and not all is well again."""
-
-    def connect(self, timeout: float | None) -> Any:
-        """A connection; raises one of ``FAILURES``."""
-
-    def commands_connected(self) -> None:
-        """Commands can be sent."""
-
-    def lost(self, error: BaseException) -> None:
-        """A connection is lost, or can't be made."""
-
-    def log_refusal(self, what: str, error: ResponseError) -> None:
-        """The server does not let us do something."""
 
 
 class CommandsOwner(Protocol):

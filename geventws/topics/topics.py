@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,6 +24,7 @@ from geventws.topics.history import History, HistorySizes
 from geventws.topics.nouns import Gap, Member, Position, Presence, Subscribed
 from geventws.topics.statistics import Statistics
 from geventws.topics.topic import Listener, Topic, wait_unless_in_hub
+from geventws.topics.wire import LONGEST_TOPIC, Names
 from geventws.transport import monotonic
 
 if TYPE_CHECKING:
@@ -41,13 +41,10 @@ Envelope = Callable[[str, str | bytes, Position | None], str | bytes]
 
 OPEN = 1
 TEXT = 1
-MAX_TOPIC_SIZE = 255
 SECONDS_BETWEEN_SWEEPS = 10.0
 
 # Of the thread, not of the greenlet.
 thread_identity = get_original("_thread", "get_ident")
-
-_is_namespace = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII).fullmatch
 
 
 class Topics:
@@ -87,8 +84,8 @@ class Topics:
         envelope: Envelope | None = None,
         max_message_size: int | None = 1024 * 1024,
     ) -> None:
-        if not isinstance(namespace, str) or not _is_namespace(namespace):
-            raise ValueError(f"namespace must be 1 to 64 letters, digits, '_', '.' and '-', not {namespace!r}")
+        # Raises for what can't be one, with Redis and without.
+        Names(namespace)
         if slow not in ("skip", "close"):
             raise ValueError(f'slow must be "skip" or "close", not {slow!r}')
         if envelope is not None and not callable(envelope):
@@ -570,5 +567,5 @@ def check_topic(topic: Any) -> None:
         size = len(topic.encode())
     except UnicodeEncodeError:
         raise ValueError(f"the topic {topic!r} has lone surrogates, and can't be written in UTF-8") from None
-    if not 1 <= size <= MAX_TOPIC_SIZE:
-        raise ValueError(f"a topic has 1 to {MAX_TOPIC_SIZE} bytes in UTF-8, this one has {size}")
+    if not 1 <= size <= LONGEST_TOPIC:
+        raise ValueError(f"a topic has 1 to {LONGEST_TOPIC} bytes in UTF-8, this one has {size}")

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 from geventws.topics.nouns import Member, Position
 
 __all__ = [
+    "LONGEST_TOPIC",
     "Malformed",
     "Names",
     "Origins",
