@@ -32,10 +32,10 @@ MAX_LENGTH = {"frames": 2048, "deflate": 2048, "http": 1536, "buffers": 1024}
 SHARES = {"frames": 3, "deflate": 3, "http": 2, "buffers": 2}
 
 # Coverage for libFuzzer and the checks of ASan and UBSan. Cython adds 0 to NULL, which C++ allows and compilers of C
-# do; the last flag takes that one check out.
+# do; the last flag takes that one check out. Python's own flags would let numbers of C wrap round, which is to be told.
 FLAGS = (
     "-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1"
-    " -fno-delete-null-pointer-checks"
+    " -fno-wrapv -fno-delete-null-pointer-checks"
 )
 COMPILER = os.environ.get("CLANG", "clang")
 
@@ -48,7 +48,7 @@ def sources() -> list[Path]:
 
 def build() -> None:
     """Makes the instrumented build, unless the one there is of the same sources."""
-    digest = hashlib.sha256(f"{FLAGS} {COMPILER} {sys.version}".encode())
+    digest = hashlib.sha256(f"{FLAGS} {COMPILER} {sys.version} {_BUILD}".encode())
     for path in sources():
         digest.update(path.read_bytes())
     stamp = BUILT / "stamp"
@@ -64,7 +64,7 @@ def build() -> None:
     (BUILT / "pure" / "__init__.py").touch()
     for name in ("buffer", "codec"):
         shutil.copy(ROOT / "geventws" / "protocol" / f"{name}.py", BUILT / "pure")
-    environment = {**os.environ, "CC": COMPILER, "LDSHARED": f"{COMPILER} -shared", "CFLAGS": FLAGS}
+    environment = {**os.environ, "CC": COMPILER, "LDSHARED": f"{COMPILER} -shared", "FUZZING_FLAGS": FLAGS}
     environment.pop("GEVENTWS_PURE", None)
     command = [sys.executable, "-c", _BUILD]
     made = subprocess.run(command, cwd=BUILT, env=environment, capture_output=True, text=True)
@@ -73,15 +73,16 @@ def build() -> None:
     stamp.write_text(digest.hexdigest())
 
 
-#: Builds of setup.py's modules the two that are fuzzed.
+#: Builds of setup.py's modules those of the protocol. The flags are for compiling alone: CFLAGS, which setuptools links
+#: with too, would have clang ask for sanitizers of its own, and Atheris brings them.
 _BUILD = """
 from setuptools import Distribution
-import setuptools, runpy
+import os, setuptools, runpy
 def build(ext_modules):
     wanted = [module for module in ext_modules if module.name.startswith("geventws.protocol.")]
     for module in wanted:
         module.optional = False
-        module.extra_compile_args = []
+        module.extra_compile_args = os.environ["FUZZING_FLAGS"].split()
     distribution = Distribution({"name": "geventws", "packages": [], "ext_modules": wanted})
     command = distribution.get_command_obj("build_ext")
     command.inplace = True
