@@ -24,6 +24,7 @@ from geventws.stats import SessionStats
 from geventws.topics import Topics
 from geventws.topics.statistics import Statistics
 from geventws.transport import monotonic
+from geventws.upgrade import on_refusal
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -98,6 +99,7 @@ class Metrics:
         observers.failed.append(self._failed)
         observers.answered.append(self._answered)
         observed.observe(observers)
+        on_refusal.append(self._answered)
 
     def _make(self, registry: CollectorRegistry) -> None:
         def counter(name: str, told: str, *labels: str) -> Counter:

@@ -32,7 +32,7 @@ from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
 from geventws.lent_socket import LINGER_SECONDS, LentInput, LentSocket, linger
 from geventws.peer_log import PeerLog
 from geventws.switching import start
-from geventws.upgrade import KEY, NO_INPUT, Outcome, Upgrade, flatten, lighten, names_websocket, unwrap
+from geventws.upgrade import KEY, NO_INPUT, Outcome, Upgrade, flatten, lighten, names_websocket, on_refusal, unwrap
 
 __all__ = ["WSGIServer"]
 
@@ -429,15 +429,18 @@ def tell_failure(peer_log: PeerLog, address: Any, outcome: Outcome) -> None:
 
 def server_is_stopping(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     """The application that offers of WebSockets get while the server stops."""
-    return _unavailable(start_response, b"The server is stopping: connect again.\n")
+    return _unavailable(environ, start_response, b"The server is stopping: connect again.\n")
 
 
 def server_is_full(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     """The application that offers of WebSockets get while there are as many as there may be."""
-    return _unavailable(start_response, b"The server has as many WebSockets as it may have: try again later.\n")
+    body = b"The server has as many WebSockets as it may have: try again later.\n"
+    return _unavailable(environ, start_response, body)
 
 
-def _unavailable(start_response: Callable[..., Any], body: bytes) -> list[bytes]:
+def _unavailable(environ: dict[str, Any], start_response: Callable[..., Any], body: bytes) -> list[bytes]:
+    for tell in on_refusal:
+        tell(environ, 503)
     start_response("503 Service Unavailable", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
 

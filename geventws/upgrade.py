@@ -16,10 +16,14 @@ from gevent.ssl import SSLSocket
 
 from geventws.errors import UsageError
 
-__all__ = ["KEY", "Outcome", "Upgrade", "flatten", "lighten", "names_websocket", "unwrap"]
+__all__ = ["KEY", "Outcome", "Upgrade", "flatten", "lighten", "names_websocket", "on_refusal", "unwrap"]
 
 #: Where the environ holds the `Upgrade`.
 KEY = "geventws.upgrade"
+
+#: What is called with the environ and the status of each handshake that a server of this process refuses by itself: no
+#: application hears of it.
+on_refusal: list[Callable[[dict[str, Any], int], object]] = []
 
 #: What an environ needs no more once the connection is taken: the request's body, and ways to write HTTP.
 _USELESS = ("wsgi.early_hints", "gunicorn.socket", "gunicorn.sock", "werkzeug.socket")

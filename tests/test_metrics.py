@@ -140,6 +140,18 @@ def test_handshakes_by_their_answers(make: MakeFace) -> None:
     assert figures.value("handler_errors_total", route="/fails") == 1
 
 
+@either
+def test_handshakes_that_the_server_refuses(make: MakeFace) -> None:
+    watched = Watched(make())
+    with serving(watched.face.app, max_websockets=1) as server, Peer(server, "/rooms/ada") as peer:
+        peer.accepted()
+        assert refused(server, "/rooms/grace").status == 503
+        fetch(server, "/nowhere")
+        figures = watched.scrape()
+    assert figures.value("handshakes_total", status="101") == 1
+    assert figures.value("handshakes_total", status="503") == 1
+
+
 def test_round_trips() -> None:
     watched = Watched(PlainFace())
     with serving(watched.face.app) as server, Peer(server, "/pings") as peer:
