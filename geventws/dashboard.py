@@ -164,15 +164,11 @@ class Blueprint(routing.Blueprint):
             session.close(1008, "not allowed any more")
             return
         try:
-            order = json.loads(message)
-            worker, number, code, reason = (order[key] for key in ("worker", "session", "code", "reason"))
-            CloseReason(code, reason).to_payload()
-            if not isinstance(worker, str) or not isinstance(number, int):
-                raise TypeError("worker is a str, session an int")
-        except (KeyError, TypeError, ValueError) as error:
+            _read_order(message)
+        except ValueError as error:
             session.send(json.dumps({"error": str(error)}))
             return
-        self._topics.publish(CONTROL, json.dumps([worker, number, code, reason]))
+        self._topics.publish(CONTROL, message)
 
     def _ask(self) -> None:
         """The greenlet that asks all workers for snapshots, as long as somebody here watches."""
@@ -225,12 +221,16 @@ class Blueprint(routing.Blueprint):
                 self._tells = True
                 spawn(self._tell)
             return
-        worker, number, code, reason = json.loads(message)
+        try:
+            worker, number, reason = _read_order(message)
+        except ValueError as error:
+            log.warning("the dashboard was sent what is no order: %s", error)
+            return
         if worker == self._worker:
             for session, seen in list(self._seen.items()):
                 if seen.number == number and not session.closed:
-                    log.info("the dashboard closes a session of %s: %s", session.rule, CloseReason(code, reason))
-                    spawn(session.start_close, code, reason)
+                    log.info("the dashboard closes a session of %s: %s", session.rule, reason)
+                    spawn(session.start_close, reason.code, reason.message)
 
     def _tell(self) -> None:
         """Makes a snapshot of this worker's sessions, and publishes it."""
@@ -316,6 +316,22 @@ class _Seen:
         self.number = number
         self.at = at
         self.stats = SessionStats()
+
+
+def _read_order(message: str | bytes) -> tuple[str, int, CloseReason]:
+    """The worker and the number of a session that is to be closed, and how; ``ValueError`` for what is no order."""
+    order = json.loads(message)
+    if not isinstance(order, dict):
+        raise ValueError("an order is an object")
+    worker, number = order.get("worker"), order.get("session")
+    if not isinstance(worker, str) or not isinstance(number, int):
+        raise ValueError("worker is a string, session an integer")
+    reason = CloseReason(order.get("code"), order.get("reason"))  # type: ignore[arg-type]
+    try:
+        reason.to_payload()
+    except TypeError as error:
+        raise ValueError(error) from error
+    return worker, number, reason
 
 
 def _interest(row: list[Any]) -> tuple[float, float]:

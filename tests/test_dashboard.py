@@ -240,6 +240,47 @@ def test_orders_that_can_not_be_followed(code: Any, reason: Any) -> None:
     assert "error" in answer_to(order({"worker": "w"}, [1], code, reason))
 
 
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        "no JSON",
+        "null",
+        "[]",
+        "{}",
+        '{"worker": WORKER, "session": NUMBER}',
+        '{"worker": WORKER, "session": NUMBER, "code": 1005, "reason": ""}',
+        '{"worker": WORKER, "session": NUMBER, "code": null, "reason": ""}',
+        '{"worker": WORKER, "session": NUMBER, "code": 1000, "reason": 5}',
+    ],
+)
+def test_garbage_on_the_control_topic_closes_nothing(garbage: str, caplog: pytest.LogCaptureFixture) -> None:
+    face, topics = PlainFace(), Topics()
+    watched(face, topics=topics)
+
+    @face.sockets.route("/publish")
+    def publish(session: Any) -> None:
+        for message in session:
+            topics.publish(dashboard.CONTROL, message)
+            session.send("published")
+
+    with (
+        serving(face.app) as server,
+        Peer(server, "/echo/ada") as ada,
+        Peer(server, "/publish") as publisher,
+        Peer(server, "/dashboard/socket") as viewer,
+    ):
+        for peer in (ada, publisher, viewer):
+            peer.accepted()
+        told, row = row_of(viewer, "/echo/<name>")
+        garbage = garbage.replace("WORKER", json.dumps(told["worker"])).replace("NUMBER", str(row[0]))
+        publisher.send(frame(1, garbage.encode()))
+        assert publisher.frame() == (0x81, b"published")
+        ada.send(frame(1, b"still here"))
+        assert ada.frame() == (0x81, b"still here")
+    assert [record.levelname for record in caplog.records if "no order" in record.message] == ["WARNING"]
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def answer_to(message: bytes) -> dict[str, Any]:
     """What a viewer is answered to a frame, beside the snapshots."""
     face = PlainFace()
