@@ -547,6 +547,33 @@ def test_observability_in_flask(tmp_path: Path) -> None:
             assert json.loads(viewer.recv(PATIENCE))["sessions"] == 1
 
 
+EXPORTS = """
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+
+def told(span):
+    told = span.attributes.get("http.status_code") or span.attributes.get("http.response.status_code")
+    parent = span.parent and format(span.parent.span_id, "x")
+    return f"span {span.name!r} {told} of {parent} in {span.context.trace_id:x}\\n"
+
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(ConsoleSpanExporter(formatter=told)))
+"""
+
+
+def test_observability_by_opentelemetry(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.instrumentation.flask")
+    write(tmp_path, code("docs/observability.md", "OpenTelemetry") + EXPORTS)
+    headers = {"traceparent": "00-" + "ab" * 16 + "-" + "cd" * 8 + "-01"}
+    with gunicorn_server("app:app", "-k", "geventws.Worker", directory=tmp_path) as (address, program):
+        with connect(f"ws://{address}/echo/ada", proxy=None, additional_headers=headers) as connection:
+            connection.send("hello")
+            assert connection.recv(PATIENCE) == "hello"
+            session = program.wait_for(r"^span 'message' None of (\w+) in (?:ab){16}$")[1]
+            assert session != "cd" * 8
+        program.wait_for(r"^span 'GET /echo/<name>' 101 of (?:cd){8} in (?:ab){16}$")
+        assert status_of(f"ws://{address}/echo/ada", origin="http://evil.example")[0] == 403
+        program.wait_for(r"^span 'GET /echo/<name>' 403 of None")
+
+
 def test_ktor(tmp_path: Path) -> None:
     write(tmp_path, code("docs/ktor.md"))
     with (
