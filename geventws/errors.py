@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html import unescape
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class HandshakeRefused(HandshakeFailed):
         return json.loads(self.body)
 
     def __str__(self) -> str:
-        told = f"{self.status} {self.reason}".rstrip()
+        told = f"{self.status} {_words(self.status, self.reason)}".rstrip()
         location = self.headers.get("location")
         if 300 <= self.status < 400 and location is not None:
             return f"{told}: it redirects to {_line(location)}, which is not followed"
@@ -129,6 +130,15 @@ class ProxyRefused(HandshakeRefused):
 
     def __str__(self) -> str:
         return f"the proxy refused to connect: {super().__str__()}"
+
+
+def _words(status: int, reason: str) -> str:
+    """The words behind a status, as RFC 9110 writes them where a server only has them in other letters."""
+    try:
+        registered = HTTPStatus(status).phrase
+    except ValueError:
+        return _line(reason)
+    return registered if reason.lower() in ("", registered.lower()) else _line(reason)
 
 
 def _line(text: str) -> str:

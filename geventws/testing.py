@@ -324,7 +324,7 @@ def connect(
     :param settings: those of `geventws.Settings` for the client's side; it sends no pings unless ``ping_interval`` says
         so.
 
-    Raises ``HandshakeRefused`` where the app answers in HTTP: its text names the response, as in "401 UNAUTHORIZED: log
+    Raises ``HandshakeRefused`` where the app answers in HTTP: its text names the response, as in "401 Unauthorized: log
     in first", and it has ``status``, ``headers``, ``text`` and ``json``.
     """
     if isinstance(app, Blueprint):

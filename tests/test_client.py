@@ -291,11 +291,28 @@ class TestExtensions:
 
 
 class TestRefusals:
+    @pytest.mark.parametrize(
+        ("status", "reason", "told"),
+        [
+            (401, "UNAUTHORIZED", "401 Unauthorized"),
+            (404, "", "404 Not Found"),
+            (403, "Not Today", "403 Not Today"),
+            (499, "client closed", "499 client closed"),
+            (499, "", "499"),
+            (403, "x\x1b[2J" * 100, "403 x [2J"),
+        ],
+    )
+    def test_the_words_of_a_status(self, status: int, reason: str, told: str) -> None:
+        text = str(geventws.HandshakeRefused(status, reason, {}, b""))
+        assert text.startswith(told)
+        assert text.isprintable()
+        assert len(text) < 250
+
     def test_the_response_is_carried_and_named(self, url: str) -> None:
         with pytest.raises(geventws.HandshakeRefused) as refused:
             connect(f"{url}/private")
         error = refused.value
-        assert str(error) == '401 UNAUTHORIZED: {"error": "log in first"}'
+        assert str(error) == '401 Unauthorized: {"error": "log in first"}'
         assert error.status == 401
         assert error.headers["www-authenticate"] == "Basic"
         assert error.json == {"error": "log in first"}
@@ -303,14 +320,14 @@ class TestRefusals:
 
     def test_no_redirect_is_followed(self, url: str) -> None:
         """A3 row 46."""
-        with pytest.raises(geventws.HandshakeRefused, match="302 FOUND: it redirects to /tell, which is not followed"):
+        with pytest.raises(geventws.HandshakeRefused, match="302 Found: it redirects to /tell, which is not followed"):
             connect(f"{url}/moved")
 
     @pytest.mark.parametrize(
         ("answer", "body", "told"),
         [
             (b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nlaterxxx", b"later"[:4], "503 Busy: late"),
-            (b"HTTP/1.0 403\r\n\r\nno\x1b[2J\r\nway", b"no\x1b[2J\r\nway", "403: no [2J way"),
+            (b"HTTP/1.0 403\r\n\r\nno\x1b[2J\r\nway", b"no\x1b[2J\r\nway", "403 Forbidden: no [2J way"),
             (
                 b"HTTP/1.1 400 Bad\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n2;x\r\nbc\r\n0\r\n\r\n",
                 b"abc",
@@ -1112,7 +1129,7 @@ class TestCommand:
 
     def test_failures_are_one_line(self, url: str) -> None:
         for arguments, told in (
-            ([f"{url}/private"], f'no connection to {url}/private: 401 UNAUTHORIZED: {{"error": "log in first"}}\n'),
+            ([f"{url}/private"], f'no connection to {url}/private: 401 Unauthorized: {{"error": "log in first"}}\n'),
             (["ws://u:p@127.0.0.1:1/"], "no connection to ws://127.0.0.1:1/: Connection refused\n"),
         ):
             assert self.run(*arguments) == (1, b"", told)

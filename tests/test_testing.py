@@ -196,7 +196,7 @@ class TestConversations:
 
 class TestRefusals:
     def test_the_response_is_named(self) -> None:
-        with pytest.raises(geventws.HandshakeRefused, match=r"^401 UNAUTHORIZED: log in first$") as refused:
+        with pytest.raises(geventws.HandshakeRefused, match=r"^401 Unauthorized: log in first$") as refused:
             connect(app, "/private")
         assert refused.value.status == 401
         assert refused.value.headers["content-type"] == "text/html; charset=utf-8"
@@ -211,9 +211,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("path", "options", "told"),
         [
-            ("/nowhere", {}, "404 NOT FOUND"),
-            ("/echo", {"origin": "https://evil.example"}, "403 FORBIDDEN: Pages of the Origin"),
-            ("/protocols", {"protocols": ["v9"]}, "400 BAD REQUEST: This route speaks the subprotocols v2, v1"),
+            ("/nowhere", {}, "404 Not Found"),
+            ("/echo", {"origin": "https://evil.example"}, "403 Forbidden: Pages of the Origin"),
+            ("/protocols", {"protocols": ["v9"]}, "400 Bad Request: This route speaks the subprotocols v2, v1"),
         ],
     )
     def test_other_ones(self, path: str, options: dict[str, Any], told: str) -> None:
@@ -406,7 +406,7 @@ class TestFlask:
         assert cookie is not None
         with connect(app, "/ws", headers={"Cookie": f"session={cookie.value}"}) as ws:
             assert ws.receive() == "ada"
-        with pytest.raises(geventws.HandshakeRefused, match="401 UNAUTHORIZED: log in first"):
+        with pytest.raises(geventws.HandshakeRefused, match="401 Unauthorized: log in first"):
             connect(app, "/ws")
 
     @pytest.mark.parametrize("testing", [False, True])
