@@ -52,7 +52,16 @@ class JSONConverter:
     def serialize(self, value: Any) -> str | bytes:
         """``value`` as JSON; raises ``TypeError`` or ``ValueError`` for what JSON has no form for."""
         text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return text.encode() if self._binary else text
+        if not self._binary and text.isascii():
+            return text
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            # Half of a surrogate pair, as a peer may have sent it: JSON has an escape for it (RFC 8259 8.2), UTF-8
+            # nothing. To refuse it at reading would end the connection of whoever pastes half an emoji.
+            text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+            data = text.encode()
+        return data if self._binary else text
 
     def deserialize(self, message: str | bytes, type: Any = None) -> Any:
         """The object in ``message``; raises ``ProtocolError`` (1007) where it is no JSON.

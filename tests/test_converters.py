@@ -82,6 +82,17 @@ def test_json_binary_is_a_bool(binary: Any) -> None:
         JSONConverter(binary=binary)
 
 
+@pytest.mark.parametrize("message", [r'"\ud800"', r'["\udc00 \ud83d\ude00 \ude00\ud83d"]', r'{"\ud800":"é"}'])
+def test_half_a_pair_goes_out_as_it_came(message: str) -> None:
+    """JSON may hold half of a surrogate pair as an escape (RFC 8259 8.2), and UTF-8 has no form for it."""
+    for binary in (False, True):
+        converter = JSONConverter(binary=binary)
+        value = converter.deserialize(message)
+        answer = converter.serialize(value)
+        data = answer if isinstance(answer, bytes) else answer.encode()
+        assert converter.deserialize(data) == converter.deserialize(data.decode()) == value
+
+
 # -- msgspec -----------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +235,9 @@ def app() -> geventws.WebSockets:
     app.route("/binary", content_converter=JSONConverter(binary=True), endpoint="binary")(
         lambda session: session.send_serialized(session.receive_deserialized(list))
     )
+    app.route("/any", content_converter=JSONConverter(), endpoint="any")(
+        lambda session: session.send_serialized(session.receive_deserialized())
+    )
 
     @app.route("/patient", content_converter=MsgspecConverter())
     def patient(session: Any) -> None:
@@ -241,6 +255,7 @@ def test_a_session_of_objects(app: geventws.WebSockets) -> None:
         ("/json", frame(1, b'{"x":1,"y":5}'), (0x81, b'{"x":2,"y":5}')),
         ("/msgpack", frame(2, packed), (0x82, msgspec.msgpack.encode({"x": 2, "y": 5}))),
         ("/binary", frame(1, b"[1, 2]"), (0x82, b"[1,2]")),
+        ("/any", frame(1, rb'{"text":"\ud800"}'), (0x81, rb'{"text":"\ud800"}')),
     ]
     with serving(app) as server:
         for path, sent, answer in conversations:
@@ -257,6 +272,7 @@ def test_the_peer_is_told_what_was_wrong(app: geventws.WebSockets) -> None:
             (b'{"x":"SECRET"}', b"$.x: Expected `int`, got `str`"),
             (b'{"y":1}', b"the message: Object missing required field `x`"),
             (b"SECRET", b"a message is not JSON"),
+            (rb'{"x":1,"SECRET":"\ud800 "}', b"a message is not JSON"),
         ):
             with Peer(server, "/json") as peer:
                 peer.accepted()
