@@ -10,6 +10,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from math import isfinite
 
 import gevent
 from gevent.socket import wait_read
@@ -39,6 +40,8 @@ def main(arguments: list[str]) -> None:
         if not colon:
             _parser().error(f"--header is 'NAME: VALUE', not {header!r}")
         headers.append((name.strip(), value.strip()))
+    # Python's own handler would run in the hub, which prints what it raises.
+    interrupt = gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
     try:
         session = connect(
             options.url,
@@ -58,6 +61,8 @@ def main(arguments: list[str]) -> None:
         _parser().error(str(error))
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
+    finally:
+        interrupt.cancel()
     sys.exit(_Conversation(session, options).run())
 
 
@@ -65,7 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m geventws connect",
         description="Connects to a WebSocket: sends each line of standard input as a message, and prints each message "
-        "that comes. On a terminal Ctrl-D closes; from a pipe it ends when input is over and the server has closed.",
+        "that comes. On a terminal Ctrl-D closes. From a pipe it closes when the input is over and the server has been "
+        "silent for a second.",
+        epilog="An HTTP proxy is taken from the environment: HTTPS_PROXY for wss, HTTP_PROXY for ws, else ALL_PROXY; "
+        "NO_PROXY names hosts without. SSL_CERT_FILE names a file (PEM) of certificates of authorities to trust. "
+        "The exit status is 1 where the connection fails or ends with "
+        "another code than 1000, 1001 or 1005, or where a line of a pipe was not sent.",
     )
     parser.add_argument("url", help="ws://HOST:PORT/PATH or wss://...")
     parser.add_argument(
@@ -86,11 +96,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--wait",
-        type=float,
+        type=_wait,
+        default=1.0,
         metavar="SECONDS",
-        help="close when the input is over and nothing came for so long, instead of waiting for the server to close",
+        help="how long the server must be silent before a pipe whose input is over closes, 1 by default; inf: it does "
+        "not, and the server closes",
     )
     return parser
+
+
+def _wait(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:
+        raise argparse.ArgumentTypeError(f"a number of seconds from 0 up, or inf, not {text!r}")
+    return seconds
 
 
 def _insecure() -> ssl.SSLContext:
@@ -121,8 +143,8 @@ class _Conversation:
         self._wait = options.wait
         self._interactive = sys.stdin.isatty()
         self._interrupted = False
-        #: The messages that came.
-        self._count = 0
+        #: Whether all lines were sent.
+        self._complete = True
 
     def run(self) -> int:
         """Runs to the end of the session; gives the process's exit status."""
@@ -149,7 +171,7 @@ class _Conversation:
         good = reason.code in _GOOD
         if self._interactive or not good:
             _note(f"closed: {_harmless(str(reason))}")
-        return 0 if good else 1
+        return 0 if good and (self._complete or self._interactive) else 1
 
     def _interrupt(self) -> None:
         """Ctrl-C: the first time it closes, the second time at once."""
@@ -160,7 +182,6 @@ class _Conversation:
 
     def _print_all(self) -> None:
         for message in self._session:
-            self._count += 1
             self._print(message)
 
     def _print(self, message: str | bytes) -> None:
@@ -185,19 +206,32 @@ class _Conversation:
                     text = line.decode()
                 except UnicodeDecodeError:
                     _note("a line is not UTF-8, and is not sent: --binary sends it as it is")
+                    self._complete = False
                     continue
                 session.send(text)
+            if not self._interactive:
+                self._wait_for_silence()
         except ConnectionClosed:
             return
-        if self._interactive:
+        if self._interactive or isfinite(self._wait):
             session.close()
+
+    def _wait_for_silence(self) -> None:
+        """Blocks until the server has all that was sent, and then nothing came for as long as --wait says."""
+        session = self._session
+        if not isfinite(self._wait):
             return
-        if self._wait is not None:
-            count = -1
-            while count != self._count:
-                count = self._count
-                session.wait_closed(self._wait)
-            session.close()
+        # A server that reads one message after the other comes to the ping last.
+        with suppress(TimeoutError):
+            session.ping()
+        heard = None
+        while heard != (heard := self._heard()):
+            session.wait_closed(self._wait)
+
+    def _heard(self) -> tuple[int, int]:
+        """What came so far: messages, and kilobytes, as one may be on its way for long; pongs are no sound."""
+        stats = self._session.stats()
+        return stats.messages_received, stats.bytes_received // 1024
 
 
 def _lines(descriptor: int) -> Iterator[bytes]:

@@ -24,7 +24,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import geventws
-from geventws import connect
+from geventws import Frame, Opcode, connect
+from geventws.__main__ import main as command
 from geventws.client import _passes
 from geventws.dialing import find_proxy
 from geventws.protocol.buffer import Buffer
@@ -63,6 +64,24 @@ def make_app() -> geventws.WebSockets:
     def silent(session: Any) -> None:
         for _ in session:
             pass
+
+    @app.route("/late", raw=True)
+    def late(session: Any) -> None:
+        """Answers in the last moment."""
+        messages = []
+        while (frame := session.receive()).opcode == Opcode.TEXT:
+            messages.append(frame)
+        for message in messages:
+            session.send(message)
+        session.send(Frame(Opcode.PONG, frame.payload))
+        session.send(session.receive())
+
+    @app.route("/last")
+    def last(session: Any) -> None:
+        message = session.receive()
+        for _ in range(20):
+            session.ping()
+        session.send(message)
 
     @app.route("/raw", raw=True)
     def raw(session: Any) -> None:
@@ -1121,11 +1140,33 @@ class TestCommand:
         assert self.run(f"{url}/some?4", given=given) == (0, "a\nü\n\nlast\n".encode(), "")
         assert self.run(f"{url}/some?1", "--binary", given=b"\xff\n") == (0, b"\xff\n", "")
         status, output, told = self.run(f"{url}/some?1", given=b"\xff\nx\n")
-        assert (status, output) == (0, b"x\n")
+        assert (status, output) == (1, b"x\n")
         assert told == "a line is not UTF-8, and is not sent: --binary sends it as it is\n"
 
-    def test_wait(self, url: str) -> None:
+    def test_it_ends_with_its_input(self, url: str) -> None:
+        assert self.run(url, given=b"hi\nyou\n") == (0, b"hi\nyou\n", "")
         assert self.run(f"{url}/silent", "--wait", "0.01", given=b"a\n") == (0, b"", "")
+
+    def test_no_answer_is_lost_at_its_end(self, url: str) -> None:
+        """The wait begins when the server has all that was sent."""
+        assert self.run(f"{url}/late", "--wait", "0", given=b"a\nb\n") == (0, b"a\nb\n", "")
+
+    def test_it_may_wait_for_the_server_s_end(self, url: str) -> None:
+        assert self.run(f"{url}/last", "--wait", "inf", given=b"a\n") == (0, b"a\n", "")
+
+    @pytest.mark.parametrize("wait", ["-1", "nan", "soon"])
+    def test_what_is_no_time_to_wait(self, url: str, wait: str, capsys: Any) -> None:
+        with pytest.raises(SystemExit) as ended:
+            command(["connect", url, "--wait", wait])
+        assert ended.value.code == 2
+        assert f"argument --wait: a number of seconds from 0 up, or inf, not '{wait}'" in capsys.readouterr().err
+
+    def test_help_names_the_environment(self, capsys: Any) -> None:
+        with pytest.raises(SystemExit):
+            command(["connect", "--help"])
+        told = capsys.readouterr().out
+        for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE"):
+            assert name in told
 
     def test_failures_are_one_line(self, url: str) -> None:
         for arguments, told in (
@@ -1142,6 +1183,13 @@ class TestCommand:
         assert status == 1
         assert "certificate verify failed" in told
         assert self.run(f"wss://localhost:{tls_port}/tell", "--insecure")[0] == 0
+
+    def test_an_authority_of_one_s_own(
+        self, tls_port: int, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        assert self.run(f"wss://localhost:{tls_port}/tell")[0] == 0
 
     def test_a_terminal(self, url: str) -> None:
         master, slave = os.openpty()
@@ -1187,3 +1235,17 @@ class TestCommand:
                     gevent.sleep(0.01)
             assert program.process.returncode == 130
             assert "Traceback" not in "\n".join(program.rest())
+
+    def test_ctrl_c_while_it_connects(self) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+            with Program(sys.executable, "-m", "geventws", "connect", url) as program, gevent.Timeout(PATIENCE):
+                with listener.accept()[0] as sock:
+                    sock.recv(1)
+                    program.process.send_signal(signal.SIGINT)
+                    while program.process.poll() is None:
+                        gevent.sleep(0.01)
+                assert program.process.returncode == 130
+                assert program.rest() == []
