@@ -333,6 +333,8 @@ def connect(
         raise TypeError(f"connect takes a WSGI app, not {type(app).__name__}")
     if isinstance(receive_timeout, bool) or not isinstance(receive_timeout, (int, float)) or not receive_timeout > 0:
         raise ValueError(f"receive_timeout must be a number of seconds above 0, not {receive_timeout!r}")
+    if not path.startswith("/") and "://" not in path:
+        raise ValueError(f"the path begins with a slash, as in {'/' + path!r}, not {path!r}")
     url = parse_url(f"ws://localhost{path}" if path.startswith("/") else path)
     if not raw:
         settings.setdefault("ping_interval", None)

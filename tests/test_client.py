@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import queue
 import signal
@@ -675,6 +676,13 @@ class TestWays:
             server.stop(1)
             listener.close()
 
+    def test_a_unix_socket_that_is_not_there(self, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        with pytest.raises(FileNotFoundError, match=rf"No such file or directory: '{path}'"):
+            connect("ws://localhost/", unix_socket=path)
+        with pytest.raises(OSError, match=r"^AF_UNIX path too long: '/x+'"):
+            connect("ws://localhost/", unix_socket="/" + "x" * 200)
+
     def test_ipv6(self) -> None:
         try:
             server = geventws.WSGIServer(("::1", 0), make_app(), log=None)
@@ -872,6 +880,17 @@ class TestProxies:
         ):
             connect(url, proxy=f"http://{address}")
         assert refused.value.status == 407
+
+    def test_one_that_is_not_there(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.socket() as taken:
+            # Bound, and nobody listens.
+            taken.bind(("127.0.0.1", 0))
+            proxy = f"http://127.0.0.1:{taken.getsockname()[1]}"
+            monkeypatch.setenv("HTTP_PROXY", proxy.replace("//", "//ada:secret@"))
+            with pytest.raises(ConnectionRefusedError) as raised:
+                connect(url)
+        assert raised.value.errno == errno.ECONNREFUSED
+        assert raised.value.strerror == f"Connection refused, connecting to the proxy {proxy}"
 
     def test_one_that_says_too_much(self, url: str) -> None:
         with (
@@ -1172,6 +1191,7 @@ class TestCommand:
         for arguments, told in (
             ([f"{url}/private"], f'no connection to {url}/private: 401 Unauthorized: {{"error": "log in first"}}\n'),
             (["ws://u:p@127.0.0.1:1/"], "no connection to ws://127.0.0.1:1/: Connection refused\n"),
+            (["ws://a/", "--unix", "/no/s"], "no connection to ws://a/: No such file or directory: /no/s\n"),
         ):
             assert self.run(*arguments) == (1, b"", told)
         status, _, said = self.run("http://a")

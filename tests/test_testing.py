@@ -361,6 +361,8 @@ class TestFailures:
             (geventws.Blueprint("x"), {}, "a Blueprint is no app"),
             (None, {}, "takes a WSGI app"),
             (app, {"path": "http://localhost/"}, "begins with ws:// or wss://"),
+            (app, {"path": "echo"}, "path begins with a slash, as in '/echo', not 'echo'"),
+            (app, {"path": ""}, "path begins with a slash, as in '/', not ''"),
             (app, {"receive_timeout": 0}, "receive_timeout must be"),
             (app, {"masking": False}, "clients always mask"),
             (app, {"pingintervall": 3}, "ping_interval"),
