@@ -237,7 +237,7 @@ class Connections(Generic[S]):
 
     What leaves the loop's body ends the loop, ``ConnectionClosed`` too unless it is caught there; a session that is
     still open when its body ends is closed with 1000. Network errors, timeouts, and responses that say that they pass
-    (408, 425, 429 and 5xx but 501 and 505) are tried again, after waits of random length that may double each time. All
+    (408, 425, 429, 500, 502, 503 and 504) are tried again, after waits of random length that may double each time. All
     others, such as 401 or a certificate that is not valid, leave the loop. In a ``with`` block the last session is
     closed at its end; without one, when the iterator goes.
     """
