@@ -1,6 +1,7 @@
 """Builds the compiled core where Cython and a C compiler are at hand; without them the same code runs uncompiled."""
 
 import os
+import re
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -65,4 +66,23 @@ def extensions() -> list[Extension]:
     return compiled
 
 
-setup(ext_modules=extensions())
+#: Where a README's links lead that are relative to it; pictures are not to be shown in GitHub's page.
+REPOSITORY = "https://github.com/geventws/geventws/blob/main/"
+PICTURES = "https://raw.githubusercontent.com/geventws/geventws/main/"
+
+
+def description() -> str:
+    """The README for PyPI, which has none of the files beside it."""
+    text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+
+    def link(found: re.Match[str]) -> str:
+        return f"{found[1]}{PICTURES if found[1].startswith('!') else REPOSITORY}{found[2]}"
+
+    return re.sub(r"(!?\[[^\]\n]*\]\()(?![a-z]+:|#)([^)\s]+)", link, text)
+
+
+setup(
+    ext_modules=extensions(),
+    long_description=description(),
+    long_description_content_type="text/markdown",
+)

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--version", action="version", version=describe())
     options = parser.parse_args(arguments)
     if options.app is None:
-        parser.error("which app? For example: python -m geventws examples.echo:app")
+        parser.error("which app? For the one that app.py calls app: python -m geventws app:app")
     try:
         address = parse_bind(options.bind)
     except ValueError as error:

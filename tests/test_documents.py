@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import re
 import shlex
 import shutil
@@ -869,6 +870,27 @@ def test_readme_version(tmp_path: Path) -> None:
     assert line
     readme = (ROOT / "README.md").read_text()
     assert f"geventws {geventws.__version__}, compiled build, Python 3.11.7" in readme
+
+
+def test_readme_on_pypi() -> None:
+    """Where none of the files beside it are."""
+    pytest.importorskip("setuptools")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--long-description"],
+        cwd=ROOT,
+        env={**os.environ, "GEVENTWS_PURE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    base = "https://github.com/geventws/geventws/blob/main/"
+    for page, there in (("docs/start.md", base), ("LICENSE", base), ("examples", base)):
+        assert f"]({there}{page})" in done.stdout
+    assert "](https://raw.githubusercontent.com/geventws/geventws/main/docs/benchmark.svg)" in done.stdout
+    targets = re.findall(r"\]\(([^)\s]+)\)", done.stdout)
+    assert len(targets) == len(re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())) > 10
+    assert not [target for target in targets if not target.startswith("https://")]
 
 
 def test_readme_commands_are_those_of_make() -> None:
