@@ -15,6 +15,7 @@ from gevent import GreenletExit, Timeout, get_hub, spawn
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Request, Response
 
+from geventws.arguments import shown
 from geventws.connection import State
 from geventws.errors import ConnectionClosed, HandshakeError, ProtocolError, UsageError
 from geventws.frames import NORMAL_CLOSURE, CloseCode, CloseReason, may_be_sent
@@ -213,9 +214,10 @@ class ServerCall:
 
 
 def _pairs(headers: Any) -> list[tuple[str, str]]:
-    pairs = list(headers)
-    if isinstance(headers, Mapping) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-        raise TypeError(f'headers must be a list of pairs, as in [("X-Room", "7")], not {headers!r}')
+    are_pairs = isinstance(headers, Iterable) and not isinstance(headers, (str, Mapping))
+    pairs: list[Any] = list(headers) if are_pairs else [headers]
+    if not are_pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise TypeError(f'headers must be a list of pairs, as in [("X-Room", "7")], not {shown(headers)}')
     return pairs
 
 

@@ -7,7 +7,6 @@ import os
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from math import isfinite
 from os import urandom
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, overload
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, ove
 from gevent import Timeout
 from gevent.event import Event
 
+from geventws.arguments import check_flag, check_number, check_seconds, shown
 from geventws.client_session import (
     ClientCall,
     DefaultWebSocketClientSession,
@@ -161,6 +161,10 @@ def connect(
         extensions=extensions,
         max_head_size=max_head_size,
     )
+    check_flag("reconnect", reconnect)
+    check_seconds("min_delay", min_delay)
+    check_seconds("max_delay", max_delay)
+    check_number("retries", retries, least=0, optional=True)
     if reconnect:
         return Connections(connector, min_delay, max_delay, retries)
     if retries is not None or min_delay != 1.0 or max_delay != 60.0:
@@ -184,14 +188,19 @@ class _Connector:
     ) -> None:
         self._url = parse_url(url)
         self._raw = raw
-        if open_timeout is not None:
-            _check_seconds("open_timeout", open_timeout)
+        check_flag("raw", raw)
+        check_seconds("open_timeout", open_timeout, optional=True)
         self._open_timeout = open_timeout
+        # Of the standard library's class or of gevent's, whichever a monkey-patched ``ssl`` has.
+        if ssl_context is not None and not callable(getattr(ssl_context, "wrap_socket", None)):
+            raise TypeError(f"ssl_context must be an ssl.SSLContext or None, not {type(ssl_context).__name__}")
         if ssl_context is not None and not self._url.secure:
             raise ValueError("ssl_context is for wss://, and the URL begins with ws://")
         context = None
         if self._url.secure:
             context = tls_context() if ssl_context is None else ssl_context
+        if unix_socket is not None and not (unix_socket and isinstance(unix_socket, (str, os.PathLike))):
+            raise ValueError(f"unix_socket must be the path of a socket, or None, not {shown(unix_socket)}")
         path = None if unix_socket is None else os.fspath(unix_socket)
         self._destination = Destination(self._url, path, None if path else find_proxy(proxy, self._url), context)
         self._settings = client_settings(settings, raw, offer["extensions"])
@@ -243,12 +252,8 @@ class Connections(Generic[S]):
     """
 
     def __init__(self, connector: Any, min_delay: float, max_delay: float, retries: int | None) -> None:
-        _check_seconds("min_delay", min_delay)
-        _check_seconds("max_delay", max_delay)
         if max_delay < min_delay:
             raise ValueError(f"max_delay must not be below min_delay, and {max_delay:g} is below {min_delay:g}")
-        if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 0):
-            raise ValueError(f"retries must be a whole number from 0 up, or None, not {retries!r}")
         self._connector = connector
         self._min_delay = min_delay
         self._max_delay = max_delay
@@ -336,8 +341,3 @@ def _passes(error: Exception) -> bool:
         return error.status in _PASSING
     # What TLS says is said for good, but for an end within it.
     return not isinstance(error, ssl.SSLError) or isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-
-
-def _check_seconds(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value <= 0:
-        raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import urandom
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from werkzeug.datastructures import Headers
 
 from geventws._build import VERSION
+from geventws.arguments import check_number, shown
 from geventws.dialing import read_head, read_refusal
 from geventws.errors import HandshakeRefused, UsageError
 from geventws.frames import CloseCode
@@ -122,11 +123,19 @@ class Offer:
     ) -> None:
         if isinstance(protocols, str):
             raise TypeError(f"protocols must be a list, as in [{protocols!r}]")
-        if isinstance(max_head_size, bool) or not isinstance(max_head_size, int) or max_head_size < 1:
-            raise ValueError(f"max_head_size must be a whole number of bytes above 0, not {max_head_size!r}")
+        if isinstance(protocols, bytes) or not isinstance(protocols, Iterable):
+            raise TypeError(f'protocols must be a list of str, as in ["v1.chat"], not {shown(protocols)}')
+        if isinstance(extensions, (str, bytes)) or not isinstance(extensions, Iterable):
+            raise ValueError(f"extensions must be a list, as in [PermessageDeflate()], not {shown(extensions)}")
+        if origin is not None and not (origin and isinstance(origin, str)):
+            raise ValueError(f'origin must be a str, as in "https://example.com", or None, not {shown(origin)}')
+        check_number("max_head_size", max_head_size, "bytes")
         self.protocols = tuple(protocols)
         self.extensions = tuple(extensions)
         for extension in self.extensions:
+            if isinstance(extension, type):
+                name = extension.__name__
+                raise ValueError(f"extensions has the class {name}: it takes instances, {name}()")
             if not callable(getattr(extension, "offers", None)) or not callable(getattr(extension, "agree", None)):
                 raise ValueError(f"extensions has {extension!r}, which lacks offers or agree of ClientExtension")
         pairs = header_pairs(headers)
@@ -166,7 +175,7 @@ def client_settings(options: Mapping[str, Any], raw: bool, extensions: Sequence[
             raise unknown_option(name, names)
     if raw and options.get("ping_interval") is not None:
         raise ValueError("ping_interval is for default sessions: a raw one is kept alive by geventws.pinger")
-    return Settings().override(**{**options, "extensions": tuple(extensions)})
+    return Settings().override(**{**options, "extensions": extensions})
 
 
 def open_session(session: S, sock: Any, offer: Offer) -> S:

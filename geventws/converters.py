@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
+from geventws.arguments import check_flag, check_function, missing_extra, shown
 from geventws.errors import ProtocolError
 from geventws.frames import CloseCode
 
@@ -47,7 +48,8 @@ class JSONConverter:
     """
 
     def __init__(self, *, binary: bool = False) -> None:
-        self._binary = _check_binary(binary)
+        check_flag("binary", binary)
+        self._binary = binary
 
     def serialize(self, value: Any) -> str | bytes:
         """``value`` as JSON; raises ``TypeError`` or ``ValueError`` for what JSON has no form for."""
@@ -110,13 +112,18 @@ class MsgspecConverter:
     ) -> None:
         try:
             import msgspec
-        except ImportError:
-            raise ImportError("MsgspecConverter needs msgspec: pip install 'geventws[msgspec]'") from None
+        except ModuleNotFoundError as error:
+            raise missing_extra(error, "msgspec", "MsgspecConverter", "msgspec") from None
         if format not in ("json", "msgpack"):
-            raise ValueError(f'format must be "json" or "msgpack", not {format!r}')
+            raise ValueError(f'format must be "json" or "msgpack", not {shown(format)}')
         if format == "msgpack" and binary is False:
             raise ValueError("binary must be True or None for MessagePack, which is no text")
-        self._binary = format == "msgpack" if binary is None else _check_binary(binary)
+        if binary is not None:
+            check_flag("binary", binary)
+        check_flag("strict", strict)
+        check_function("enc_hook", enc_hook, "an object")
+        check_function("dec_hook", dec_hook, "a type and an object")
+        self._binary = format == "msgpack" if binary is None else binary
         self._msgspec = msgspec
         self._format = format
         self._name = "JSON" if format == "json" else "MessagePack"
@@ -183,9 +190,3 @@ def _reason(error: Exception) -> str:
         invalid = _INVALID.match(what)
         what = "not valid" if invalid is None else invalid[0]
     return f"{place}: {what}"
-
-
-def _check_binary(binary: Any) -> bool:
-    if not isinstance(binary, bool):
-        raise ValueError(f"binary must be True or False, not {binary!r}")
-    return binary

@@ -24,6 +24,7 @@ from werkzeug.exceptions import Forbidden, HTTPException
 from werkzeug.wrappers import Request, Response
 
 from geventws import routing
+from geventws.arguments import shown
 from geventws.call import DefaultWebSocketServerSession, Observers, WebSocketServerSession
 from geventws.frames import CloseReason
 from geventws.peer_log import format_address
@@ -64,7 +65,8 @@ class Blueprint(routing.Blueprint):
         come to. One without a history, and whose Redis nobody else writes to: what comes there may close sessions.
     :param origins: which pages may open the WebSocket, as the setting of this name; by default the server's own.
 
-    Raises ``TypeError`` for an ``allow`` that can't be called, ``ValueError`` for bad origins.
+    Raises ``TypeError`` for an ``allow`` that can't be called and for ``topics`` that are none, ``ValueError`` for bad
+    origins.
     """
 
     def __init__(
@@ -79,7 +81,11 @@ class Blueprint(routing.Blueprint):
     ) -> None:
         super().__init__(name, __name__, url_prefix=url_prefix, subdomain=subdomain)
         if not callable(allow):
-            raise TypeError(f"allow must be a function of a request that tells who may see the page, not {allow!r}")
+            raise TypeError(
+                f"allow must be a function of a request that tells who may see the page, not {shown(allow)}"
+            )
+        if topics is not None and not isinstance(topics, Topics):
+            raise TypeError(f"topics must be a geventws.Topics or None, not {shown(topics)}")
         if origins is None:
             raise ValueError('origins must be "same" or a list: with None any page could close your sessions')
         self._allow = allow

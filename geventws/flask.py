@@ -7,16 +7,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-import flask
-from flask.sessions import SecureCookieSession
 from werkzeug.routing import WebsocketMismatch
 
+from geventws.arguments import missing_extra
 from geventws.call import CALL_KEY, Observers, ServerCall, log, refusal, upgrade_required
 from geventws.errors import HandshakeError, UsageError
 from geventws.protocol.handshake import is_upgrade, read_handshake
 from geventws.routing import Blueprint, Route, RouteIndex, RouteTable, endpoint_taken, name_taken, respond
 from geventws.settings import Settings, unknown_option
 from geventws.upgrade import KEY
+
+try:
+    import flask
+    from flask.sessions import SecureCookieSession
+except ModuleNotFoundError as error:
+    raise missing_extra(error, "flask", "geventws.flask", "flask") from None
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -73,14 +73,14 @@ class CloseReason(NamedTuple):
     def to_payload(self) -> bytes:
         """The payload of the Close frame that says this; raises ``ValueError`` where it may not be sent."""
         if isinstance(self.code, bool) or not isinstance(self.code, int):
-            raise TypeError(f"a close code is an int, not {type(self.code).__name__}")
+            raise TypeError(f"a close code must be an int, not {type(self.code).__name__}")
         if not isinstance(self.message, str):
-            raise TypeError(f"a close reason is a str, not {type(self.message).__name__}")
+            raise TypeError(f"a close reason must be a str, not {type(self.message).__name__}")
         if not may_be_sent(self.code):
             raise ValueError(f"close code {self.code} may not be sent: use 1000 to 1003, 1007 to 1014 or 3000 to 4999")
         message = self.message.encode()
         if len(message) > MAX_CONTROL_PAYLOAD - 2:
-            raise ValueError(f"a close reason has at most 123 bytes in UTF-8, this one has {len(message)}")
+            raise ValueError(f"a close reason must have at most 123 bytes in UTF-8, not {len(message)}")
         return self.code.to_bytes(2, "big") + message
 
     @classmethod
@@ -126,7 +126,9 @@ class Frame(NamedTuple):
 
     @classmethod
     def text(cls, message: str, *, fin: bool = True) -> Frame:
-        """A text frame."""
+        """A text frame; raises ``TypeError`` for what is no str."""
+        if not isinstance(message, str):
+            raise TypeError(f"the message of a text frame must be a str, not {type(message).__name__}")
         return cls(Opcode.TEXT, message.encode(), fin)
 
     @classmethod

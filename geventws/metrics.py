@@ -12,11 +12,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from gevent import sleep, spawn
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import REGISTRY
 
+from geventws.arguments import check_seconds, missing_extra, shown
 from geventws.call import Observers
 from geventws.errors import UsageError
 from geventws.frames import CloseCode, CloseReason
@@ -25,6 +22,14 @@ from geventws.topics import Topics
 from geventws.topics.statistics import Statistics
 from geventws.transport import monotonic
 from geventws.upgrade import on_refusal
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+    from prometheus_client.exposition import choose_encoder
+    from prometheus_client.multiprocess import MultiProcessCollector
+    from prometheus_client.registry import REGISTRY
+except ModuleNotFoundError as error:
+    raise missing_extra(error, "prometheus_client", "geventws.metrics", "metrics") from None
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -79,8 +84,13 @@ class Metrics:
         topics: Topics | Mapping[str, Topics] | None = None,
         interval: float = 5.0,
     ) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, (int, float)) or not interval > 0:
-            raise ValueError(f"interval must be a number of seconds above 0, not {interval!r}")
+        check_seconds("interval", interval)
+        if not isinstance(registry, CollectorRegistry):
+            raise TypeError(f"registry must be a prometheus_client.CollectorRegistry, not {shown(registry)}")
+        if topics is not None and not _are_topics(topics):
+            raise TypeError(
+                f"topics must be a geventws.Topics, a mapping of names to such, or None, not {shown(topics)}"
+            )
         observed = _observed(app)
         self.registry = registry
         self._interval = interval
@@ -261,13 +271,19 @@ class _Look:
         return []
 
 
+def _are_topics(topics: Any) -> bool:
+    if not isinstance(topics, Mapping):
+        return isinstance(topics, Topics)
+    return all(isinstance(name, str) and isinstance(each, Topics) for name, each in topics.items())
+
+
 def _observed(app: Any) -> Any:
     """What of ``app`` tells of its sessions."""
     if callable(getattr(app, "observe", None)):
         return app
     extensions = getattr(app, "extensions", None)
     if extensions is None:
-        raise TypeError(f"metrics are for a geventws.WebSockets or a Flask app that has one, not {type(app).__name__}")
+        raise TypeError(f"app must be a geventws.WebSockets or a Flask app that has one, not {type(app).__name__}")
     if "geventws" not in extensions:
         raise UsageError("this Flask app needs geventws.flask.WebSockets(app) before its metrics")
     return extensions["geventws"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import urandom
 from typing import TYPE_CHECKING
 
+from geventws.arguments import check_seconds
 from geventws.connection import Connection, State
 from geventws.errors import ProtocolError
 from geventws.frames import CloseCode, Frame
@@ -92,10 +93,15 @@ def pinger(session: WebSocketSession, period: float, timeout: float) -> Pinger:
     seconds.
 
     Give it the pongs: ``if frame.opcode == Opcode.PONG: keepalive.pong(frame)``. It ends with the session, or with
-    ``stop()``. It never blocks. Raises ``ValueError`` for a period or timeout that is not above 0.
+    ``stop()``. It never blocks. Raises ``ValueError`` for a period or timeout that is not above 0, ``TypeError`` for
+    what is no raw session.
     """
-    for name, value in (("period", period), ("timeout", timeout)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise ValueError(f"{name} must be a number of seconds above 0, not {value!r}")
+    check_seconds("period", period)
+    check_seconds("timeout", timeout)
+    connection = getattr(session, "connection", None)
+    if not isinstance(connection, Connection):
+        raise TypeError(f"session must be a raw session, not {type(session).__name__}")
+    if not connection.raw:
+        raise TypeError("pinger is for raw sessions: a default one pings by itself, see its ping_interval")
     session.accept_if_needed()
-    return Pinger(session.connection, period, timeout, False)
+    return Pinger(connection, period, timeout, False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import Map, RequestRedirect, Rule
 
+from geventws.arguments import check_flag, shown
 from geventws.call import (
     CALL_KEY,
     DefaultWebSocketServerSession,
@@ -72,6 +73,10 @@ class Route:
         **options: Any,
     ) -> None:
         _check_handler(handler)
+        check_flag("raw", raw)
+        check_flag("negotiate_extensions", negotiate_extensions)
+        if endpoint is not None and (not isinstance(endpoint, str) or not endpoint):
+            raise ValueError(f"endpoint must be a str that is not empty, or None, not {shown(endpoint)}")
         if negotiate_extensions and not raw:
             raise ValueError("negotiate_extensions is for raw routes; default sessions always negotiate theirs")
         self.rule = rule
@@ -107,13 +112,28 @@ class Route:
 
 def _check_handler(handler: Any) -> None:
     if not callable(handler):
-        raise TypeError(f"a handler is a function of a session, not {type(handler).__name__}")
+        raise TypeError(f"a handler must be a function of a session, not {type(handler).__name__}")
     if inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler):
         raise TypeError(f"the handler {handler.__name__} must be a plain function: def instead of async def, no await")
     if inspect.isgeneratorfunction(handler):
         raise TypeError(f"the handler {handler.__name__} must not yield: it sends by session.send(...)")
     if not _can_be_called(handler, None):
         raise TypeError(f"the handler {getattr(handler, '__name__', handler)!r} must take the session first")
+
+
+def _check_values(route: Route, rule: Rule) -> None:
+    """Tells of a handler that could never be called with the values of its rule."""
+    try:
+        signature = inspect.signature(route.handler, follow_wrapped=False)
+    except ValueError:
+        return
+    try:
+        signature.bind(None, **dict.fromkeys(rule.arguments))
+    except TypeError as error:
+        names = ", ".join(["the session", *sorted(rule.arguments)])
+        raise TypeError(
+            f"the handler {route.endpoint!r} at {rule.rule!r} must take {names}, and no more: {error}"
+        ) from None
 
 
 def _can_be_called(function: Callable[..., Any], *arguments: Any) -> bool:
@@ -137,7 +157,7 @@ def _check_protocols(protocol: Any) -> tuple[str, ...] | None:
     protocols = (protocol,) if isinstance(protocol, str) or not isinstance(protocol, Iterable) else tuple(protocol)
     for name in protocols:
         if not isinstance(name, str) or not _is_token(name):
-            raise ValueError(f"protocol must be a token or a list of tokens (RFC 6455 4.1), not {protocol!r}")
+            raise ValueError(f"protocol must be a token or a list of tokens (RFC 6455 4.1), not {shown(protocol)}")
     if not protocols:
         raise ValueError("protocol must name a subprotocol, or be None for any client")
     return protocols
@@ -174,7 +194,7 @@ class RouteTable(ABC):
         Raises ``ValueError``, ``TypeError`` or ``UsageError`` for what is no route.
         """
         if not isinstance(rule, str):
-            raise TypeError(f"a route needs its rule, as in @....route('/path'), not {rule!r}")
+            raise TypeError(f"a route needs its rule, as in @....route('/path'), not {shown(rule)}")
 
         def decorate(handler: F) -> F:
             self._add(
@@ -243,7 +263,7 @@ def _added(name: str, function: H, hooks: list[Any], arguments: int) -> H:
         takes = (
             "a session" if arguments == 1 else f"a session and {'a reason' if name == 'on_close' else 'an exception'}"
         )
-        raise TypeError(f"{name} takes a function of {takes}, not {function!r}")
+        raise TypeError(f"{name} takes a function of {takes}, not {shown(function)}")
     hooks.append(function)
     return function
 
@@ -260,6 +280,11 @@ class Blueprint(RouteTable):
     ) -> None:
         super().__init__()
         self.name = _check_name(name)
+        if not isinstance(import_name, str):
+            raise TypeError(f"import_name must be a module's __name__, not {shown(import_name)}")
+        _check_prefix(url_prefix)
+        if subdomain is not None and not isinstance(subdomain, str):
+            raise TypeError(f"subdomain must be a str or None, not {shown(subdomain)}")
         self.import_name = import_name
         self.url_prefix = url_prefix
         self.subdomain = subdomain
@@ -298,8 +323,15 @@ class Blueprint(RouteTable):
 
 def _check_name(name: Any) -> str:
     if not isinstance(name, str) or not name or "." in name:
-        raise ValueError(f"a blueprint's name must be a str that is not empty and has no dot, not {name!r}")
+        raise ValueError(f"a blueprint's name must be a str that is not empty and has no dot, not {shown(name)}")
     return name
+
+
+def _check_prefix(prefix: Any) -> None:
+    if prefix is None or prefix == "":
+        return
+    if not isinstance(prefix, str) or not prefix.startswith("/"):
+        raise ValueError(f'url_prefix must begin with a slash, as in "/chat", or be None, not {shown(prefix)}')
 
 
 def endpoint_taken(owner: str, route: Route) -> UsageError:
@@ -401,7 +433,7 @@ class WebSockets(RouteTable):
     def __init__(self, app: WSGIApplication | None = None, **settings: Any) -> None:
         super().__init__()
         if app is not None and not callable(app):
-            raise TypeError(f"WebSockets takes the WSGI app behind it, or nothing, not {type(app).__name__}")
+            raise TypeError(f"app must be the WSGI app behind this one, or None, not {type(app).__name__}")
         self.app = app
         self.settings = Settings().override(**settings)
         self._map = Map()
@@ -424,6 +456,7 @@ class WebSockets(RouteTable):
             )
         rule = Rule(_prefixed(prefix, route.rule), endpoint=endpoint, websocket=True, **route.rule_options)
         self._map.add(rule)
+        _check_values(route, rule)
         self._known.clear()
         self._index.add(rule, route)
         self._endpoints.add(endpoint)
@@ -434,9 +467,10 @@ class WebSockets(RouteTable):
         Raises ``UsageError`` where that name is registered already.
         """
         if not isinstance(blueprint, Blueprint):
-            raise TypeError(f"register_blueprint takes a geventws.Blueprint, not {type(blueprint).__name__}")
+            raise TypeError(f"blueprint must be a geventws.Blueprint, not {type(blueprint).__name__}")
         if blueprint.subdomain is not None:
             raise UsageError(f"the blueprint {blueprint.name!r} has a subdomain, which only a Flask app can match")
+        _check_prefix(url_prefix)
         name = blueprint.name if name is None else _check_name(name)
         if name in self._blueprints:
             raise name_taken(name)
@@ -553,6 +587,7 @@ class WebSocketUpgrade:
         for name in settings:
             if name not in Settings.names():
                 raise unknown_option(name, Settings.names())
+        check_flag("install_extensions", install_extensions)
         if settings.get("extensions") and not install_extensions:
             raise ValueError("extensions of a WebSocketUpgrade are only negotiated with install_extensions=True")
         self._route = Route(

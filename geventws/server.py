@@ -10,9 +10,9 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from errno import ECONNRESET
+from errno import ECONNRESET, ENOENT
 from functools import partial
-from math import inf, isfinite
+from math import inf
 from socket import IPPROTO_TCP, TCP_NODELAY
 from sys import intern
 from time import monotonic
@@ -20,17 +20,20 @@ from typing import Any, Literal
 
 import gevent
 from gevent import pywsgi
+from gevent.baseserver import parse_address  # type: ignore[attr-defined]
 from gevent.event import Event
 from gevent.monkey import get_original
 from gevent.ssl import SSLContext, SSLSocket
 from greenlet import greenlet
 
 from geventws.accepting import Acceptor, Waiting, WaitingRoom
+from geventws.arguments import check_number, check_seconds, shown
 from geventws.errors import UsageError
 from geventws.frames import CloseCode
 from geventws.http_head import HeadBuffer, HeadError, RequestHead, parse_head
 from geventws.lent_socket import LINGER_SECONDS, LentInput, LentSocket, linger
 from geventws.peer_log import PeerLog
+from geventws.settings import unknown_option
 from geventws.switching import start
 from geventws.upgrade import KEY, NO_INPUT, Outcome, Upgrade, flatten, lighten, names_websocket, on_refusal, unwrap
 
@@ -64,6 +67,14 @@ _REASONS = {
     503: "Service Unavailable",
     505: "HTTP Version Not Supported",
 }
+
+
+#: What pywsgi takes, and what gevent takes for TLS.
+_TLS = (
+    "keyfile", "certfile", "ssl_version", "cert_reqs", "ca_certs", "ciphers", "server_side", "do_handshake_on_connect",
+    "suppress_ragged_eofs",
+)  # fmt: skip
+_KEYWORDS = ("backlog", "spawn", "log", "error_log", "handler_class", "environ", "ssl_context", *_TLS)
 
 
 def spawn(function: Callable[..., object], *arguments: Any) -> None:
@@ -472,10 +483,12 @@ class WSGIServer(Acceptor, pywsgi.WSGIServer):
         max_websockets: int | None = None,
         **keywords: Any,
     ) -> None:
-        if handshake_timeout is not None and not _is_duration(handshake_timeout):
-            raise ValueError(f"handshake_timeout must be seconds above 0, or None, not {handshake_timeout!r}")
-        if max_websockets is not None and (type(max_websockets) is not int or max_websockets < 1):
-            raise ValueError(f"max_websockets must be a whole number above 0, or None, not {max_websockets!r}")
+        check_seconds("handshake_timeout", handshake_timeout, optional=True)
+        check_number("max_websockets", max_websockets, "sessions", optional=True)
+        if application is not None and not callable(application):
+            raise TypeError(f"application must be a WSGI app, not {type(application).__name__}")
+        _check_listener(listener)
+        _check_keywords(keywords)
         self.handshake_timeout = handshake_timeout
         self.max_websockets: float = inf if max_websockets is None else max_websockets
         #: The open sessions; the application half keeps them.
@@ -596,15 +609,45 @@ class WSGIServer(Acceptor, pywsgi.WSGIServer):
                 done()
 
 
-def _is_duration(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and value > 0
+def _check_keywords(keywords: dict[str, Any]) -> None:
+    # gevent takes all that it does not know for arguments of TLS, and would serve nothing but that.
+    for name in keywords:
+        if name not in _KEYWORDS:
+            raise unknown_option(name, ["handshake_timeout", "max_websockets", *_KEYWORDS])
+    context = keywords.get("ssl_context")
+    if "ssl_context" in keywords and not callable(getattr(context, "wrap_socket", None)):
+        raise TypeError(f"ssl_context must be an ssl.SSLContext, not {shown(context)}")
+    if "ssl_context" not in keywords and "certfile" not in keywords:
+        for name in _TLS:
+            if name in keywords:
+                raise ValueError(f"{name} is for TLS, which needs certfile or ssl_context too")
+
+
+def _check_listener(listener: Any) -> None:
+    if hasattr(listener, "accept"):
+        return
+    try:
+        address = ("", -1) if isinstance(listener, bool) else parse_address(listener)[1]
+    except (TypeError, ValueError, IndexError):
+        address = ("", -1)
+    # A str is the path of a Unix socket.
+    port = (*address, -1, -1)[1] if isinstance(address, tuple) else 0
+    if not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ValueError(
+            f'listener must be an address, as in ("127.0.0.1", 8000), or a listening socket, not {shown(listener)}'
+        )
 
 
 def _make_context(arguments: dict[str, Any]) -> SSLContext:
     """The TLS context for pywsgi's ``keyfile``, ``certfile`` and so on, which gevent makes anew for each connection."""
     context = SSLContext(arguments.pop("ssl_version", ssl.PROTOCOL_TLS_SERVER))
     context.options |= ssl.OP_NO_RENEGOTIATION
-    context.load_cert_chain(arguments.pop("certfile"), arguments.pop("keyfile", None))
+    certfile, keyfile = arguments.pop("certfile"), arguments.pop("keyfile", None)
+    try:
+        context.load_cert_chain(certfile, keyfile)
+    except FileNotFoundError:
+        files = f"certfile {certfile!r}" + ("" if keyfile is None else f" or keyfile {keyfile!r}")
+        raise FileNotFoundError(ENOENT, f"there is no file of TLS: {files}") from None
     context.verify_mode = arguments.pop("cert_reqs", ssl.CERT_NONE)
     authorities = arguments.pop("ca_certs", None)
     if authorities:

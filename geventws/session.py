@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 from gevent import Timeout
 from gevent.event import AsyncResult
 
+from geventws.arguments import check_wait
 from geventws.connection import Connection
 from geventws.errors import ConnectionClosed, UsageError
 from geventws.frames import CloseCode, CloseReason, Frame
@@ -127,6 +128,8 @@ class WebSocketSession:
             self.accept_if_needed()
         if timeout is None:
             return self.connection.receive()
+        if type(timeout) is not float or not timeout >= 0.0:
+            check_wait("timeout", timeout)
         return self.connection.receive_within(timeout)
 
     def send(self, frame: Frame) -> None:
@@ -188,6 +191,7 @@ class WebSocketSession:
 
         Any greenlet may wait.
         """
+        check_wait("timeout", timeout)
         self.accept_if_needed()
         return self.connection.wait_closed(timeout)
 
@@ -332,9 +336,14 @@ class DefaultWebSocketSession(WebSocketSession):
         elif isinstance(message, (bytearray, memoryview)) or hasattr(message, "__buffer__") or _is_buffer(message):
             connection.send_message(2, _view(message))
         elif isinstance(message, Iterable) and not isinstance(message, Mapping):
+            if isinstance(message, Frame):
+                raise TypeError("a default session sends messages, not a Frame: send the str or bytes themselves")
             self._send_fragments(message)
         else:
-            raise TypeError(f"a message is str, bytes-like or an iterable of these, not {type(message).__name__}")
+            serialized = ": see send_serialized" if isinstance(message, Mapping) else ""
+            raise TypeError(
+                f"a message must be str, bytes-like or an iterable of these, not {type(message).__name__}{serialized}"
+            )
 
     def _send_fragments(self, fragments: Iterable[str | BytesLike]) -> None:
         connection = self.connection
@@ -344,10 +353,10 @@ class DefaultWebSocketSession(WebSocketSession):
             for fragment in fragments:
                 text = isinstance(fragment, str)
                 if not text and not _is_buffer(fragment):
-                    raise TypeError(f"a fragment is str or bytes-like, not {type(fragment).__name__}")
+                    raise TypeError(f"a fragment must be str or bytes-like, not {type(fragment).__name__}")
                 kind = 1 if text else 2
                 if opcode and kind != opcode:
-                    raise TypeError("the fragments of a message are all str or all bytes-like")
+                    raise TypeError("the fragments of a message must be all str or all bytes-like")
                 data: str | memoryview = fragment if isinstance(fragment, str) else _view(fragment)
                 connection.send_fragment(0 if opcode else kind, data, False)
                 opcode = kind
@@ -367,6 +376,7 @@ class DefaultWebSocketSession(WebSocketSession):
         Raises ``TimeoutError`` after ``timeout`` seconds, by default the session's, and ``ConnectionClosed`` where
         the session ends first.
         """
+        check_wait("timeout", timeout)
         self.accept_if_needed()
         connection = self.connection
         if self.closed:
@@ -484,5 +494,5 @@ def _view(data: Any) -> memoryview:
     """``data`` byte by byte: items of other sizes would make lengths lie."""
     view = memoryview(data)
     if not view.c_contiguous:
-        raise TypeError("a message's bytes must be contiguous")
+        raise TypeError("a message must be contiguous bytes, not a memoryview with steps: send bytes(view)")
     return view.cast("B")

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
+
+from geventws.arguments import check_flag, check_number, check_seconds, shown
 
 if TYPE_CHECKING:
     from geventws.converters import ContentConverter
@@ -17,7 +18,13 @@ __all__ = ["Settings", "check_option", "unknown_option"]
 
 # The last of each are options of topics.
 _DURATIONS = ("ping_interval", "timeout", "message_timeout", "history_seconds")
-_SIZES = ("max_frame_size", "max_fragments", "read_limit", "write_limit", "max_message_size")
+_SIZES = {
+    "max_frame_size": "bytes",
+    "max_fragments": "fragments",
+    "read_limit": "bytes",
+    "write_limit": "bytes",
+    "max_message_size": "bytes",
+}
 _REQUIRED = ("timeout",)
 
 # RFC 6454 6.2, in what a browser can send: a host name is in ASCII, and there is no path.
@@ -93,17 +100,11 @@ def unknown_option(name: str, names: Sequence[str]) -> TypeError:
 def check_option(name: str, value: Any) -> None:
     """Raises ``ValueError`` that names the option where ``value`` can't be one of ``name``."""
     if name in _DURATIONS:
-        if value is None and name not in _REQUIRED:
-            return
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value) or value <= 0:
-            allowed = "a number of seconds above 0" + ("" if name in _REQUIRED else ", or None")
-            raise ValueError(f"{name} must be {allowed}, not {value!r}")
+        check_seconds(name, value, optional=name not in _REQUIRED)
     elif name in _SIZES:
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be a whole number above 0, or None, not {value!r}")
+        check_number(name, value, _SIZES[name], optional=True)
     elif name == "masking":
-        if not isinstance(value, bool):
-            raise ValueError(f"masking must be True or False, not {value!r}")
+        check_flag(name, value)
     elif name == "origins":
         _check_origins(value)
     elif name == "extensions":
@@ -117,7 +118,8 @@ def _check_origins(value: Any) -> None:
         return
     if not isinstance(value, tuple):
         raise ValueError(
-            f'origins must be "same", a list of origins such as "https://example.com", or None for all, not {value!r}'
+            'origins must be "same", a list of origins such as "https://example.com", or None for all, '
+            f"not {shown(value)}"
         )
     for origin in value:
         if origin != "null" and not (isinstance(origin, str) and _is_origin(origin)):
@@ -129,7 +131,7 @@ def _check_origins(value: Any) -> None:
 
 def _check_extensions(value: Any) -> None:
     if not isinstance(value, tuple):
-        raise ValueError(f"extensions must be a list, as in [PermessageDeflate()], not {value!r}")
+        raise ValueError(f"extensions must be a list, as in [PermessageDeflate()], not {shown(value)}")
     claimed: dict[int, str] = {}
     names: set[str] = set()
     for extension in value:
@@ -160,5 +162,5 @@ def _check_converter(value: Any) -> None:
     if value is not None and not all(callable(getattr(value, name, None)) for name in ("serialize", "deserialize")):
         raise ValueError(
             "content_converter must have the methods serialize and deserialize, as geventws.JSONConverter() has, "
-            f"or be None, not {value!r}"
+            f"or be None, not {shown(value)}"
         )

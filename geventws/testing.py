@@ -17,6 +17,7 @@ import gevent
 from gevent.monkey import get_original
 from gevent.socket import socketpair
 
+from geventws.arguments import check_flag, check_seconds, check_wait, shown
 from geventws.call import FAILURE_KEY
 from geventws.client_session import (
     ClientCall,
@@ -187,6 +188,7 @@ class WebSocketTestSession(WebSocketClientSession):
         limit = peer.patience if isinstance(timeout, _Default) else timeout
         if limit is None:
             return super().receive()
+        check_wait("timeout", limit)
         with peer.limited(limit, "no message came"):
             return super().receive()
 
@@ -330,11 +332,14 @@ def connect(
     if isinstance(app, Blueprint):
         raise TypeError("a Blueprint is no app: register it on a WebSockets() or a Flask app, and connect to that")
     if not callable(app):
-        raise TypeError(f"connect takes a WSGI app, not {type(app).__name__}")
-    if isinstance(receive_timeout, bool) or not isinstance(receive_timeout, (int, float)) or not receive_timeout > 0:
-        raise ValueError(f"receive_timeout must be a number of seconds above 0, not {receive_timeout!r}")
-    if not path.startswith("/") and "://" not in path:
-        raise ValueError(f"the path begins with a slash, as in {'/' + path!r}, not {path!r}")
+        raise TypeError(f"app must be a WSGI app, not {type(app).__name__}")
+    check_seconds("receive_timeout", receive_timeout)
+    check_flag("raw", raw)
+    check_flag("propagate", propagate)
+    if environ is not None and not isinstance(environ, Mapping):
+        raise TypeError(f"environ must be a mapping, as in {{'REMOTE_USER': 'ada'}}, or None, not {shown(environ)}")
+    if not isinstance(path, str) or not ("://" in path or path.startswith("/")):
+        raise ValueError(f'path must begin with a slash, as in "/chat", or be a whole URL, not {shown(path)}')
     url = parse_url(f"ws://localhost{path}" if path.startswith("/") else path)
     if not raw:
         settings.setdefault("ping_interval", None)

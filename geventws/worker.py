@@ -27,7 +27,20 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 from gevent.socket import socket as GeventSocket
 from gevent.ssl import SSLSocket
-from gunicorn import util  # type: ignore[import-untyped]
+
+try:
+    import gunicorn  # type: ignore[import-untyped]
+except ModuleNotFoundError as error:
+    from geventws.arguments import missing_extra
+
+    raise missing_extra(error, "gunicorn", "geventws.Worker", "gunicorn") from None
+if gunicorn.version_info < (27,):
+    raise ImportError(
+        f"geventws.Worker needs gunicorn 27 or newer, and {gunicorn.__version__} is here: "
+        "pip install --upgrade 'geventws[gunicorn]'"
+    )
+
+from gunicorn import util
 from gunicorn.config import PostRequest  # type: ignore[import-untyped]
 from gunicorn.http.errors import InvalidHeader, LimitRequestHeaders  # type: ignore[import-untyped]
 from gunicorn.sock import ssl_context  # type: ignore[import-untyped]

@@ -745,7 +745,7 @@ class TestMisuse:
 
     @pytest.mark.parametrize("message", [7, None, ["a"], {"a": 1}])
     def test_no_message(self, message: Any) -> None:
-        with pytest.raises(TypeError, match="a message is str or bytes-like"):
+        with pytest.raises(TypeError, match="message must be str or bytes-like"):
             broadcast([], message)
 
     def test_one_session(self) -> None:

@@ -920,15 +920,15 @@ class TestURLs:
     @pytest.mark.parametrize(
         ("url", "told"),
         [
-            ("http://a", "begins with ws:// or wss://, not http"),
-            ("localhost:8000", "begins with ws:// or wss://, as in"),
-            ("ws:///a", "has no host"),
+            ("http://a", "must begin with ws:// or wss://, not http://"),
+            ("localhost:8000", "must begin with ws:// or wss://, as in"),
+            ("ws:///a", "must have a host"),
             ("ws://a/#b", "no #fragment"),
             ("ws://a/#", "no #fragment"),
             ("ws://a b/", "no spaces"),
             ("ws://a/\r\nX: y", "no spaces and no control"),
             ("ws://a:99999/", "no URL of a WebSocket"),
-            ("ws://a:0/", "the port 0"),
+            ("ws://a:0/", "a port from 1 to 65535, not 0"),
             ("ws://[::x]/", "no"),
             ("ws://a<b/", "host that is no name"),
             (f"ws://{'a' * 64}.example/", "host that is no name"),
@@ -1196,7 +1196,7 @@ class TestCommand:
             assert self.run(*arguments) == (1, b"", told)
         status, _, said = self.run("http://a")
         assert status == 2
-        assert said.endswith("error: the URL of a WebSocket begins with ws:// or wss://, not http\n")
+        assert said.endswith("error: the URL must begin with ws:// or wss://, not http://\n")
 
     def test_insecure(self, tls_port: int) -> None:
         status, _, told = self.run(f"wss://localhost:{tls_port}/tell")

@@ -18,6 +18,7 @@ ROOMS = [
     # The nouns.
     "_build",
     "errors",
+    "arguments",
     "frames",
     "settings",
     "stats",

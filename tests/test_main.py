@@ -320,7 +320,7 @@ class TestPublish:
     @pytest.mark.parametrize(
         ("arguments", "told"),
         [
-            (["--url", "redis://127.0.0.1", "", "x"], "a topic has 1 to 255 bytes"),
+            (["--url", "redis://127.0.0.1", "", "x"], "topic must have 1 to 255 bytes in UTF-8, not 0"),
             (["--url", "redis://127.0.0.1", "--binary", "news", "x"], "--binary is for what standard input brings"),
             (["--url", "http://127.0.0.1", "news", "x"], "must begin with redis://"),
             (["--url", "redis://127.0.0.1", "--namespace", "a:b", "news", "x"], "namespace must be"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,35 +21,59 @@ from werkzeug.serving import WSGIRequestHandler as WerkzeugRequestHandler
 from werkzeug.serving import make_server as make_werkzeug_server
 
 import geventws.flask
+import geventws.testing
 from geventws import (
     Blueprint,
     ConnectionClosed,
     Extension,
+    Frame,
     JSONConverter,
+    Opcode,
     PermessageDeflate,
     Settings,
+    Topics,
     UsageError,
     WebSockets,
     WebSocketUpgrade,
+    pinger,
 )
 from geventws.call import _other_server
+from geventws.topics.wire import Names
 from tests.faces import FlaskFace, MakeFace, conversation, either, refused
 from tests.peer import PATIENCE, Peer, request, serving, wait_until
 
-INFINITY = float("inf")
+INFINITY, NAN = float("inf"), float("nan")
 
 #: Option, value that it can't have, what the message says beside the option's name.
 BAD_VALUES: list[tuple[str, Any, str]] = [
     *(
         (name, value, "number of seconds above 0")
         for name in ("ping_interval", "timeout", "message_timeout")
-        for value in (0, -1, "20", True, INFINITY, -INFINITY, float("nan"), timedelta(seconds=20), [20], b"1", 1j)
+        for value in (
+            0,
+            -1,
+            "20",
+            True,
+            INFINITY,
+            -INFINITY,
+            NAN,
+            timedelta(seconds=20),
+            [20],
+            b"1",
+            1j,
+            10**400,
+        )
     ),
     ("timeout", None, "not None"),
     *(
-        (name, value, "whole number above 0")
-        for name in ("max_frame_size", "max_fragments", "read_limit", "write_limit")
-        for value in (0, -1, 1.0, "1024", True, False, INFINITY, [1])
+        (name, value, f"must be a whole number of {of} above 0")
+        for name, of in (
+            ("max_frame_size", "bytes"),
+            ("max_fragments", "fragments"),
+            ("read_limit", "bytes"),
+            ("write_limit", "bytes"),
+        )
+        for value in (0, -1, 1.0, "1024", True, False, INFINITY, [1], 2**63, 10**400)
     ),
     *(("masking", value, "True or False") for value in (None, 0, 1, "yes")),
     *(("origins", value, "a list of origins") for value in ("https://example.com", "*", "null", "", 5, True, b"same")),
@@ -211,6 +238,32 @@ class TestRoutes:
                 table.route("/")(handler)
         with pytest.raises(TypeError, match=said):
             WebSocketUpgrade(handler)
+
+    @pytest.mark.parametrize(
+        ("rule", "handler", "said"),
+        [
+            ("/<name>", lambda session: None, "must take the session, name, and no more: got an unexpected"),
+            (
+                "/",
+                lambda session, name: None,
+                "must take the session, and no more: missing a required argument: 'name'",
+            ),
+            ("/<name>", lambda session, *, room: None, "must take the session, name, and no more"),
+        ],
+    )
+    def test_a_handler_that_does_not_take_its_rules_values(self, rule: str, handler: Any, said: str) -> None:
+        with pytest.raises(TypeError, match=re.escape(f"the handler 'here' at '{rule}' {said}")):
+            WebSockets().route(rule, endpoint="here")(handler)
+        blueprint = Blueprint("b", __name__)
+        blueprint.route(rule, endpoint="here")(handler)
+        with pytest.raises(TypeError, match=re.escape(said)):
+            WebSockets().register_blueprint(blueprint)
+
+    def test_a_handler_may_take_more_than_its_rules_values(self) -> None:
+        app = WebSockets()
+        app.route("/<name>", endpoint="a")(lambda session, name, other=None: None)
+        app.route("/<name>/<room>", endpoint="b")(lambda *arguments, **values: None)
+        app.route("/", endpoint="c", defaults={"page": 1})(lambda session, page: None)
 
     def test_a_decorator_is_not_looked_behind(self) -> None:
         """It may give the function less, or more, than a session."""
@@ -458,6 +511,245 @@ class TestAccept:
             answer = refused(server, Sec_WebSocket_Extensions="x-mine")
         assert answer.status == 500
         assert "x=1" not in str(answer)
+
+
+def said_in(handler: Callable[[Any], object], raw: bool = False) -> BaseException:
+    """What ``handler`` raises on an open session, in process."""
+    app = WebSockets()
+    caught: list[BaseException] = []
+
+    @app.route("/", raw=raw)
+    def run(session: Any) -> None:
+        session.accept()
+        try:
+            handler(session)
+        except Exception as error:
+            caught.append(error)
+
+    with geventws.testing.connect(app) as ws:
+        ws.wait_closed()
+    (error,) = caught
+    return error
+
+
+#: How long a call may block; 2.5 hours as no number, a time that is none, and what stops all of gevent's timers.
+NO_TIMES = ("5", b"5", [1], True, NAN, timedelta(seconds=5))
+
+
+class TestCalls:
+    """What is wrong with an argument of a session's methods."""
+
+    @pytest.mark.parametrize("value", NO_TIMES, ids=name_of)
+    @pytest.mark.parametrize("method", ["receive", "ping", "wait_closed"])
+    def test_timeouts(self, method: str, value: Any) -> None:
+        """Of a handler's session, and of one that a test has."""
+        said = f"timeout must be a number of seconds, or None for any time, not {value!r}"
+        error = said_in(lambda session: getattr(session, method)(timeout=value))
+        assert (type(error), str(error)) == (ValueError, said)
+        app = WebSockets()
+        app.route("/")(lambda session: session.receive())
+        with (
+            geventws.testing.connect(app) as ws,
+            pytest.raises(ValueError, match="timeout must be a number of seconds, or None"),
+        ):
+            getattr(ws, method)(timeout=value)
+
+    @pytest.mark.parametrize("value", [0, -1, -0.5])
+    def test_a_time_that_is_over_is_none_that_is_wrong(self, value: Any) -> None:
+        """As the difference of two times may be."""
+        assert isinstance(said_in(lambda session: session.receive(value)), TimeoutError)
+        topics = Topics()
+        topics.flush(value)
+        with pytest.raises(ValueError, match="timeout must be a number of seconds, or None for any time, not 'x'"):
+            topics.flush("x")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("message", "said"),
+        [
+            (123, "a message must be str, bytes-like or an iterable of these, not int"),
+            (None, "a message must be str, bytes-like or an iterable of these, not NoneType"),
+            ({"a": 1}, "a message must be str, bytes-like or an iterable of these, not dict: see send_serialized"),
+            (Frame.text("x"), "a default session sends messages, not a Frame: send the str or bytes themselves"),
+            ([1], "a fragment must be str or bytes-like, not int"),
+            (["a", b"b"], "the fragments of a message must be all str or all bytes-like"),
+            (
+                memoryview(b"abcd")[::2],
+                "a message must be contiguous bytes, not a memoryview with steps: send bytes(view)",
+            ),
+        ],
+    )
+    def test_messages(self, message: Any, said: str) -> None:
+        error = said_in(lambda session: session.send(message))
+        assert (type(error), str(error)) == (TypeError, said)
+
+    @pytest.mark.parametrize(
+        ("frame", "kind", "said"),
+        [
+            ("text", TypeError, "a raw session sends a Frame, as in Frame.text('hello'), not str"),
+            (Frame(Opcode.TEXT, "text"), TypeError, "a frame's payload must be bytes-like, not str"),  # type: ignore[arg-type]
+            (
+                Frame(Opcode.BINARY, memoryview(b"abcd")[::2]),  # type: ignore[arg-type]
+                TypeError,
+                "a frame's payload must be contiguous bytes, not a memoryview with steps",
+            ),
+            (Frame(3), ValueError, "a frame's opcode must be one of Opcode, not 3 (RFC 6455 5.2)"),  # type: ignore[arg-type]
+            (Frame([1]), ValueError, "a frame's opcode must be one of Opcode, not [1] (RFC 6455 5.2)"),  # type: ignore[arg-type]
+            (
+                Frame.text("x")._replace(rsv=4),
+                ValueError,
+                "a frame's rsv must be 0, not 4: its bits are extensions' to set (RFC 6455 5.2)",
+            ),
+            (
+                Frame.ping()._replace(fin=False),
+                ValueError,
+                "a control frame must have fin=True and rsv=0 (RFC 6455 5.5)",
+            ),
+            (Frame.ping(bytes(126)), ValueError, "a control frame must have at most 125 bytes, not 126 (RFC 6455 5.5)"),
+            (Frame(Opcode.TEXT, b"\xff"), ValueError, "a text message must be UTF-8 (RFC 6455 5.6)"),
+        ],
+    )
+    def test_frames(self, frame: Any, kind: type[Exception], said: str) -> None:
+        error = said_in(lambda session: session.send(frame), raw=True)
+        assert (type(error), str(error)) == (kind, said)
+
+    @pytest.mark.parametrize(
+        ("arguments", "kind", "said"),
+        [
+            (("1000",), TypeError, "a close code must be an int, not str"),
+            ((True,), TypeError, "a close code must be an int, not bool"),
+            ((1005,), ValueError, "close code 1005 may not be sent: use 1000 to 1003, 1007 to 1014 or 3000 to 4999"),
+            ((1000, None), TypeError, "a close reason must be a str, not NoneType"),
+            ((1000, "x" * 124), ValueError, "a close reason must have at most 123 bytes in UTF-8, not 124"),
+        ],
+    )
+    def test_closes(self, arguments: Any, kind: type[Exception], said: str) -> None:
+        for error in (
+            said_in(lambda session: session.close(*arguments)),
+            said_in(lambda session: session.start_close(*arguments)),
+        ):
+            assert (type(error), str(error)) == (kind, said)
+
+    def test_a_text_frame_of_bytes(self) -> None:
+        with pytest.raises(TypeError, match="the message of a text frame must be a str, not bytes"):
+            Frame.text(b"x")  # type: ignore[arg-type]
+
+    def test_pinger(self) -> None:
+        for name in ("period", "timeout"):
+            for value in (0, -1, "5", None, NAN, INFINITY, True, 10**400):
+                options: dict[str, Any] = {"period": 5, "timeout": 5, name: value}
+                with pytest.raises(ValueError, match=f"{name} must be a number of seconds above 0, not"):
+                    pinger(None, **options)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="session must be a raw session, not NoneType"):
+            pinger(None, 5, 5)  # type: ignore[arg-type]
+        error = said_in(lambda session: pinger(session, 5, 5))
+        assert str(error) == "pinger is for raw sessions: a default one pings by itself, see its ping_interval"
+
+
+class TestTopics:
+    """One check of a topic's name, in whatever is done with it."""
+
+    @pytest.mark.parametrize(
+        ("topic", "said"),
+        [
+            (5, "topic must be a str, not int"),
+            (None, "topic must be a str, not NoneType"),
+            (b"room", "topic must be a str, not bytes"),
+            ("", "topic must have 1 to 255 bytes in UTF-8, not 0"),
+            ("é" * 128, "topic must have 1 to 255 bytes in UTF-8, not 256"),
+            ("\ud800", r"topic must be text that UTF-8 can encode, without surrogates, not '\ud800'"),
+        ],
+        ids=name_of,
+    )
+    def test_names(self, topic: Any, said: str) -> None:
+        topics = Topics()
+        places: list[Callable[[], object]] = [
+            lambda: topics.publish(topic, "x"),
+            lambda: topics.subscribe(None, topic),  # type: ignore[arg-type]
+            lambda: topics.unsubscribe(None, topic),  # type: ignore[arg-type]
+            lambda: topics.listen(topic, print),
+            lambda: topics.count(topic),
+            lambda: topics.sessions(topic),
+            lambda: topics.presence(topic),
+            lambda: topics.position(topic),
+            lambda: Names("geventws").channel(topic),
+        ]
+        for place in places:
+            with pytest.raises((TypeError, ValueError)) as caught:
+                place()
+            assert str(caught.value) == said
+
+    def test_arguments(self) -> None:
+        topics = Topics(max_message_size=5)
+        for call in (topics.subscribe, topics.unsubscribe):
+            with pytest.raises(
+                TypeError, match="session must be a default session, of a route without raw=True, not int"
+            ):
+                call(5, "a")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="listener must be a function of a message, not int"):
+            topics.listen("a", 5)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="message must have at most 5 bytes, max_message_size, not 6"):
+            topics.publish("a", "123456")
+        for name, value, said in (
+            ("recent", -1, "recent must be a whole number of messages from 0 up, not -1"),
+            ("recent", "5", "recent must be a whole number of messages from 0 up, not '5'"),
+            ("on_presence", 5, "on_presence must be a function of a Presence, or None, not 5"),
+            ("on_gap", 5, "on_gap must be a function of a Gap, or None, not 5"),
+            ("member", 5, "member must be a str or None, not int"),
+            ("since", 5, "since must be a Position, its text or None, not int"),
+        ):
+            error = said_in(lambda session: topics.subscribe(session, "a", **{name: value}))  # noqa: B023
+            assert str(error) == said
+
+
+EXTRAS = [
+    ("flask", "import geventws.flask", "geventws.flask needs flask: pip install 'geventws[flask]'"),
+    (
+        "flask",
+        "import geventws.compat.flask_sock",
+        "geventws.compat.flask_sock needs flask: pip install 'geventws[flask]'",
+    ),
+    (
+        "prometheus_client",
+        "import geventws.metrics",
+        "geventws.metrics needs prometheus_client: pip install 'geventws[metrics]'",
+    ),
+    (
+        "redis",
+        "import geventws; geventws.Topics('redis://x')",
+        "Topics with a URL needs redis: pip install 'geventws[redis]'",
+    ),
+    (
+        "gunicorn",
+        "import geventws; geventws.Worker",
+        "geventws.Worker needs gunicorn: pip install 'geventws[gunicorn]'",
+    ),
+    (
+        "gunicorn",
+        "import geventws.compat; geventws.compat.Worker",
+        "geventws.Worker needs gunicorn: pip install 'geventws[gunicorn]'",
+    ),
+    (
+        "msgspec",
+        "import geventws; geventws.MsgspecConverter()",
+        "MsgspecConverter needs msgspec: pip install 'geventws[msgspec]'",
+    ),
+]
+
+
+class TestExtras:
+    @pytest.mark.parametrize(("package", "code", "said"), EXTRAS)
+    def test_one_that_is_not_installed(self, package: str, code: str, said: str) -> None:
+        """In a process of its own, from which the package is kept."""
+        process = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.modules[{package!r}] = None; {code}"],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE * 3,
+            check=False,
+        )
+        assert process.stderr.splitlines()[-1] == f"ModuleNotFoundError: {said}"
+        # No error behind it, which a new user would take for the matter.
+        assert process.stderr.count("Traceback") == 1
 
 
 class TestSessions:

@@ -254,9 +254,9 @@ def test_topics_of_any_name_are_kept_apart() -> None:
         assert [(message[0], message[2].decode()) for message in here.messages] == [(topic, topic) for topic in topics]
         assert there.messages == []
         for topic in ("", "x" * 256):
-            with pytest.raises(ValueError, match="a topic is"):
+            with pytest.raises(ValueError, match="topic must have 1 to 255 bytes in UTF-8, not"):
                 one.subscribe(topic)
-            with pytest.raises(ValueError, match="a topic is"):
+            with pytest.raises(ValueError, match="topic must have 1 to 255 bytes in UTF-8, not"):
                 one.publish(topic, 1, b"")
 
 
@@ -770,7 +770,7 @@ def test_a_server_that_is_too_old_or_a_replica() -> None:
         ("http://127.0.0.1", "must begin with redis://"),
         ("127.0.0.1:6379", "must begin with redis://"),
         ("", "must begin with redis://"),
-        (None, "is a str"),
+        (None, "url must be a str"),
         ("redis://:secret@host:port", "a port, database or option"),
         ("redis://:sec/ret@host:1", "a port, database or option"),
         ("redis://host?db=secret", "a port, database or option"),

@@ -671,7 +671,7 @@ class TestFrameRules:
         items = memoryview(bytes(400)).cast("f")
         assert len(items) == 100
         for opcode in (Opcode.PING, Opcode.PONG):
-            with pytest.raises(ValueError, match="at most 125 bytes, this one has 400"):
+            with pytest.raises(ValueError, match="at most 125 bytes, not 400"):
                 FrameRules().check(Frame(opcode, items))  # type: ignore[arg-type]
             FrameRules().check(Frame(opcode, items[:31]))  # type: ignore[arg-type]
         rules = FrameRules()

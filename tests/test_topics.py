@@ -184,9 +184,9 @@ class TestSubscribing:
         topics = Topics()
         with Room(raw=True) as room:
             room.join()
-            with pytest.raises(TypeError, match="default sessions"):
+            with pytest.raises(TypeError, match="session must be a default session"):
                 topics.subscribe(room.sessions[0], "a")
-        with pytest.raises(TypeError, match="default sessions"):
+        with pytest.raises(TypeError, match="session must be a default session"):
             topics.subscribe("session", "a")  # type: ignore[arg-type]
 
     def test_a_session_of_another_thread(self) -> None:
@@ -275,7 +275,7 @@ class TestPublishing:
 
     @pytest.mark.parametrize("message", [5, None, ["a"], {"a": 1}])
     def test_what_is_no_message(self, message: Any) -> None:
-        with pytest.raises(TypeError, match="a message is str or bytes-like"):
+        with pytest.raises(TypeError, match="message must be str or bytes-like"):
             Topics().publish("a", message)
 
     def test_a_message_that_is_too_large(self) -> None:

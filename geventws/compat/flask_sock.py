@@ -10,15 +10,20 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-import flask
-
 import geventws.errors
+from geventws.arguments import missing_extra
 from geventws.call import DefaultWebSocketServerSession, call_handler, refusal
 from geventws.errors import HandshakeError, UsageError
-from geventws.flask import FlaskCall, configured
 from geventws.frames import CloseCode, CloseReason
 from geventws.protocol.handshake import check_origin
 from geventws.settings import Settings, unknown_option
+
+try:
+    import flask
+except ModuleNotFoundError as error:
+    raise missing_extra(error, "flask", "geventws.compat.flask_sock", "flask") from None
+
+from geventws.flask import FlaskCall, configured
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment

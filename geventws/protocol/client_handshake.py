@@ -6,9 +6,10 @@ Bytes in, bytes out, as in handshake.py. What is wrong with a server's answer is
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from geventws.arguments import shown
 from geventws.errors import HandshakeError, HandshakeFailed
 from geventws.protocol.handshake import (
     accept_value,
@@ -112,10 +113,13 @@ def header_pairs(headers: Mapping[str, str] | Sequence[tuple[str, str]]) -> list
 
     Raises ``ValueError`` or ``TypeError`` that names the header.
     """
+    allowed = 'headers must be a dict or a list of pairs, as in [("Cookie", "a=b")]'
+    if isinstance(headers, (str, bytes)) or not isinstance(headers, Iterable):
+        raise TypeError(f"{allowed}, not {type(headers).__name__}")
     pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
     for pair in pairs:
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise TypeError(f'headers must be a dict or a list of pairs, as in [("Cookie", "a=b")], not {headers!r}')
+            raise TypeError(f"{allowed}, and {shown(pair)} is no pair")
         check_field(*pair, "the request of a handshake")
     return pairs
 

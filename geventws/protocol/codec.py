@@ -485,19 +485,23 @@ class FrameRules:
     def check(self, frame: Frame) -> None:
         """Raises ``TypeError`` or ``ValueError`` where ``frame`` may not be sent now; remembers it otherwise."""
         if not isinstance(frame, Frame):
-            raise TypeError(f"a raw session sends a Frame, not {type(frame).__name__}")
+            raise TypeError(f"a raw session sends a Frame, as in Frame.text('hello'), not {type(frame).__name__}")
         if not isinstance(frame.payload, (bytes, bytearray, memoryview)):
-            raise TypeError(f"a frame's payload is bytes, not {type(frame.payload).__name__}")
+            raise TypeError(f"a frame's payload must be bytes-like, not {type(frame.payload).__name__}")
         if isinstance(frame.payload, memoryview):
+            if not frame.payload.c_contiguous:
+                raise TypeError("a frame's payload must be contiguous bytes, not a memoryview with steps")
             # Byte by byte: items of other sizes would make its length lie.
             frame = frame._replace(payload=frame.payload.cast("B"))
-        if frame.opcode not in OPCODES:
-            raise ValueError(f"opcode {frame.opcode!r} is reserved (RFC 6455 5.2)")
+        if not isinstance(frame.opcode, int) or frame.opcode not in OPCODES:
+            raise ValueError(f"a frame's opcode must be one of Opcode, not {frame.opcode!r} (RFC 6455 5.2)")
         if frame.opcode >= 8:
             self._check_control(frame)
             return
         if frame.rsv:
-            raise ValueError(f"RSV bits {frame.rsv} are set, which are for extensions to set (RFC 6455 5.2)")
+            raise ValueError(
+                f"a frame's rsv must be 0, not {frame.rsv!r}: its bits are extensions' to set (RFC 6455 5.2)"
+            )
         if frame.opcode == 0 and self._message_opcode == 0:
             raise ValueError("a continuation frame needs a message begun with fin=False (RFC 6455 5.4)")
         if frame.opcode != 0 and self._message_opcode != 0:
@@ -509,9 +513,9 @@ class FrameRules:
 
     def _check_control(self, frame: Frame) -> None:
         if not frame.fin or frame.rsv:
-            raise ValueError("a control frame is neither fragmented nor has RSV bits (RFC 6455 5.5)")
+            raise ValueError("a control frame must have fin=True and rsv=0 (RFC 6455 5.5)")
         if len(frame.payload) > 125:
-            raise ValueError(f"a control frame has at most 125 bytes, this one has {len(frame.payload)} (RFC 6455 5.5)")
+            raise ValueError(f"a control frame must have at most 125 bytes, not {len(frame.payload)} (RFC 6455 5.5)")
         if frame.opcode == 8:
             try:
                 CloseReason.from_payload(bytes(frame.payload))
@@ -524,7 +528,7 @@ class FrameRules:
         buffer.append(frame.payload)
         validator = Utf8Validator()
         if not validator.check(buffer, 0) or (frame.fin and not validator.complete):
-            raise ValueError("a text message is UTF-8 (RFC 6455 5.6)")
+            raise ValueError("a text message must be UTF-8 (RFC 6455 5.6)")
         self._cut = b"" if validator.complete else _last_character(buffer.take_bytes())
 
 

@@ -6,8 +6,8 @@ Here are the options and the negotiation; deflating.py has what works on message
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from geventws.arguments import check_flag, check_function, check_number
 from geventws.frames import Frame
 from geventws.protocol.deflating import DeflateSession
 from geventws.protocol.extensions import ExtensionSession
@@ -75,15 +75,14 @@ class PermessageDeflate:
         min_size: int = 64,
         compress_if: Callable[[Frame], bool] | None = None,
     ) -> None:
-        _check_flag("server_no_context_takeover", server_no_context_takeover)
-        _check_flag("client_no_context_takeover", client_no_context_takeover)
-        _check_number("server_max_window_bits", server_max_window_bits, 8, _MAX_WINDOW_BITS)
-        _check_number("client_max_window_bits", client_max_window_bits, 8, _MAX_WINDOW_BITS)
-        _check_number("level", level, -1, 9)
-        _check_number("memory_level", memory_level, 1, 9)
-        _check_number("min_size", min_size, 0, None)
-        if compress_if is not None and not callable(compress_if):
-            raise ValueError(f"compress_if must be a function of a frame, or None, not {compress_if!r}")
+        check_flag("server_no_context_takeover", server_no_context_takeover)
+        check_flag("client_no_context_takeover", client_no_context_takeover)
+        check_number("server_max_window_bits", server_max_window_bits, least=8, most=_MAX_WINDOW_BITS)
+        check_number("client_max_window_bits", client_max_window_bits, least=8, most=_MAX_WINDOW_BITS)
+        check_number("level", level, least=-1, most=9)
+        check_number("memory_level", memory_level, least=1, most=9)
+        check_number("min_size", min_size, "bytes", least=0)
+        check_function("compress_if", compress_if, "a frame")
         self.server_no_context_takeover = server_no_context_takeover
         self.client_no_context_takeover = client_no_context_takeover
         self.server_max_window_bits = server_max_window_bits
@@ -199,14 +198,3 @@ class PermessageDeflate:
 
 def _never(frame: Frame) -> bool:
     return False
-
-
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, not {value!r}")
-
-
-def _check_number(name: str, value: Any, least: int, most: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        allowed = f"from {least} up" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {allowed}, not {value!r}")

@@ -392,7 +392,7 @@ def check_field(name: str, value: str, where: str) -> None:
     control characters or beyond Latin-1; ``TypeError`` for what is no str.
     """
     if not isinstance(name, str) or not isinstance(value, str):
-        raise TypeError(f"the header {name!r} must be a pair of str, and its value is {value!r}")
+        raise TypeError(f"headers must be pairs of str: the header {name!r} has the value {value!r}")
     if not is_token(name):
         raise ValueError(f"the name of a header must be a token, not {name!r}")
     lowered = name.lower()

@@ -43,9 +43,9 @@ class WebSocketURL(NamedTuple):
 def parse_url(url: str) -> WebSocketURL:
     """Reads ``url``; raises ``ValueError`` that says what is wrong, and has no password in it."""
     if not isinstance(url, str):
-        raise TypeError(f"a URL is a str, as in 'ws://localhost:8000/', not {type(url).__name__}")
+        raise TypeError(f"url must be a str, as in 'ws://localhost:8000/', not {type(url).__name__}")
     if any(character <= " " or character == "\x7f" for character in url):
-        raise ValueError("a URL has no spaces and no control characters: escape them, as %20")
+        raise ValueError("the URL must have no spaces and no control characters: escape them, as %20")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -53,14 +53,14 @@ def parse_url(url: str) -> WebSocketURL:
         raise ValueError(f"this is no URL of a WebSocket: {error}") from None
     scheme = parts.scheme.lower()
     if scheme not in _PORTS:
-        told = f"not {scheme}" if scheme and "//" in url else "as in ws://localhost:8000/"
-        raise ValueError(f"the URL of a WebSocket begins with ws:// or wss://, {told}")
+        told = f"not {scheme}://" if scheme and "//" in url else "as in ws://localhost:8000/"
+        raise ValueError(f"the URL must begin with ws:// or wss://, {told}")
     if not parts.hostname:
-        raise ValueError("the URL has no host, as in ws://localhost:8000/")
+        raise ValueError("the URL must have a host, as in ws://localhost:8000/")
     if "#" in url:
-        raise ValueError("the URL of a WebSocket has no #fragment (RFC 6455 3)")
+        raise ValueError("the URL must have no #fragment (RFC 6455 3): escape the # as %23")
     if port == 0:
-        raise ValueError("the URL has the port 0")
+        raise ValueError("the URL must have a port from 1 to 65535, not 0")
     authorization = None
     if parts.username is not None or parts.password is not None:
         authorization = basic_authorization(parts.username or "", parts.password or "")

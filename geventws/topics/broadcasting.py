@@ -10,6 +10,7 @@ from typing import Any
 
 from gevent import get_hub
 
+from geventws.arguments import shown
 from geventws.connection import Connection
 from geventws.errors import UsageError
 from geventws.protocol.shared import SharedMessage
@@ -36,7 +37,7 @@ def broadcast(
     ``UsageError`` for sessions of another thread.
     """
     if slow != "skip" and slow != "close":
-        raise ValueError(f'slow must be "skip" or "close", not {slow!r}')
+        raise ValueError(f'slow must be "skip" or "close", not {shown(slow)}')
     shared = shared_message(message)
     hub = get_hub()
     delivery = deliver(_connections(sessions, hub), shared, slow == "close")
@@ -55,20 +56,22 @@ def shared_message(message: Any) -> SharedMessage:
     try:
         return SharedMessage(2, bytes(memoryview(message)))
     except TypeError:
-        raise TypeError(f"a message is str or bytes-like, not {type(message).__name__}") from None
+        raise TypeError(f"message must be str or bytes-like, not {type(message).__name__}") from None
 
 
 def _connections(sessions: Iterable[DefaultWebSocketSession], hub: Any) -> list[Connection]:
     """Those of the sessions that were opened in this thread, all looked at before the first gets anything."""
     if isinstance(sessions, WebSocketSession):
         # To iterate over it would be to receive.
-        raise TypeError("broadcast takes an iterable of sessions, not a session: put it into a list")
+        raise TypeError("sessions must be an iterable of sessions, not a session: put it into a list")
+    if type(sessions) is not list and not isinstance(sessions, Iterable):
+        raise TypeError(f"sessions must be an iterable of sessions, not {type(sessions).__name__}")
     connections = []
     fitting: Any = None
     for item in sessions:
         if type(item) is not fitting:
             if not isinstance(item, DefaultWebSocketSession):
-                raise TypeError(f"broadcast takes default sessions, not {type(item).__name__}")
+                raise TypeError(f"sessions must be default sessions, not {type(item).__name__}")
             fitting = type(item)
         # A name of its own, whose type the compiled build knows.
         session = item

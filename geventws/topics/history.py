@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from geventws.arguments import shown
 from geventws.topics.nouns import Position
 from geventws.transport import monotonic
 
@@ -54,7 +56,7 @@ class HistorySizes:
         if isinstance(history, Mapping):
             for name, size in history.items():
                 if not isinstance(name, str) or not name:
-                    raise ValueError(f'history has {name!r}: its keys are topics, or prefixes as in "room/*"')
+                    raise ValueError(f'history has {shown(name)}: its keys must be topics, or prefixes as in "room/*"')
                 _check_size(size)
                 if name.endswith("*"):
                     self._prefixes.append((name[:-1], size))
@@ -74,5 +76,8 @@ class HistorySizes:
 
 
 def _check_size(size: Any) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-        raise ValueError(f"history must be a number of messages, 0 for none, or a mapping to such, not {size!r}")
+    # A deque is what keeps them, which can't be asked to keep more.
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= sys.maxsize:
+        raise ValueError(
+            f"history must be a whole number of messages, 0 for none, or a mapping of topics to such, not {shown(size)}"
+        )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from geventws.arguments import shown
+
 __all__ = ["Gap", "Member", "Position", "Presence", "Subscribed"]
 
 _is_position = re.compile(r"([0-9]{1,19})-([0-9]{1,19})", re.ASCII).fullmatch
@@ -26,10 +28,11 @@ class Position(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Position:
         """The position that ``str`` made this text of; raises ``ValueError`` for any other text."""
-        match = _is_position(text)
+        match = _is_position(text) if isinstance(text, str) else None
         if match is None:
             raise ValueError(
-                f"a position is two numbers with a hyphen between, as str(position) gives it, not {text!r}"
+                f"a position's text must be two numbers with a hyphen between, as str(position) gives it, "
+                f"not {shown(text)}"
             )
         return cls(int(match[1]), int(match[2]))
 

@@ -50,7 +50,9 @@ class RedisBroker:
         self.receiver = receiver
         self.max_message_size = max_message_size
         self.history = history
-        self.history_milliseconds = b"" if history_seconds is None else b"%d" % max(int(history_seconds * 1000), 1)
+        # Redis can't count much further than to this, which is 31,000 years.
+        milliseconds = None if history_seconds is None else int(min(history_seconds, 1e12) * 1000)
+        self.history_milliseconds = b"" if milliseconds is None else b"%d" % max(milliseconds, 1)
         self.statistics = Statistics() if statistics is None else statistics
         self._process = -1
         self._running: Greenlets | Synchronous | None = None

@@ -142,17 +142,18 @@ class Connector:
 
     def __init__(self, url: str) -> None:
         if not isinstance(url, str):
-            raise ValueError(f"the URL of Redis is a str, not {type(url).__name__}")
+            raise ValueError(f"url must be a str, as in 'redis://localhost:6379', or None, not {type(url).__name__}")
         scheme, separator, rest = url.partition("://")
         if not separator or scheme.lower() not in _SCHEMES:
+            told = f"not {escape(scheme[:20])}://" if separator else "as in redis://localhost:6379"
             raise ValueError(
-                "the URL of Redis must begin with redis://, rediss:// (TLS) or unix://, "
-                "or with valkey:// or valkeys:// for the same"
+                "url must begin with redis://, rediss:// (TLS) or unix://, or with valkey:// or valkeys:// for the "
+                f"same, {told}"
             )
         try:
             pool = ConnectionPool.from_url(f"{_SCHEMES[scheme.lower()]}://{rest}", protocol=2)
         except (ValueError, TypeError, RedisError):
-            raise ValueError("the URL of Redis has a port, database or option that can't be") from None
+            raise ValueError("url has a port, database or option that can't be") from None
         self._class: type[Connection] = pool.connection_class
         self._options: dict[str, Any] = {
             "socket_timeout": TIMEOUT,
@@ -168,7 +169,7 @@ class Connector:
             made = self._class(**self._options)
         except (TypeError, ValueError, RedisError) as error:
             unknown = str(error).rpartition("unexpected keyword argument ")[2] if isinstance(error, TypeError) else ""
-            raise ValueError(f"the URL of Redis has an option that can't be{unknown and ': ' + unknown}") from None
+            raise ValueError(f"url has an option that can't be{unknown and ': ' + unknown}") from None
         self.address: Address
         if issubclass(self._class, UnixDomainSocketConnection):
             self.address = made.path

@@ -15,6 +15,7 @@ from gevent.event import AsyncResult
 from gevent.hub import Hub
 from gevent.monkey import get_original
 
+from geventws.arguments import check_function, check_number, check_wait, missing_extra, shown
 from geventws.errors import ConnectionClosed, UsageError
 from geventws.protocol.shared import SharedMessage
 from geventws.session import DefaultWebSocketSession
@@ -24,7 +25,7 @@ from geventws.topics.history import History, HistorySizes
 from geventws.topics.nouns import Gap, Member, Position, Presence, Subscribed
 from geventws.topics.statistics import Statistics
 from geventws.topics.topic import Listener, Topic, wait_unless_in_hub
-from geventws.topics.wire import LONGEST_TOPIC, Names
+from geventws.topics.wire import Names, encode_topic
 from geventws.transport import monotonic
 
 if TYPE_CHECKING:
@@ -87,9 +88,8 @@ class Topics:
         # Raises for what can't be one, with Redis and without.
         Names(namespace)
         if slow not in ("skip", "close"):
-            raise ValueError(f'slow must be "skip" or "close", not {slow!r}')
-        if envelope is not None and not callable(envelope):
-            raise ValueError(f"envelope must be callable or None, not {envelope!r}")
+            raise ValueError(f'slow must be "skip" or "close", not {shown(slow)}')
+        check_function("envelope", envelope, "a topic, a message and a position")
         check_option("history_seconds", history_seconds)
         check_option("max_message_size", max_message_size)
         self._sizes = HistorySizes(history)
@@ -101,7 +101,10 @@ class Topics:
         self._events = _Events(self)
         self._broker: RedisBroker | None = None
         if url is not None:
-            from geventws.topics.redis_broker import RedisBroker
+            try:
+                from geventws.topics.redis_broker import RedisBroker
+            except ModuleNotFoundError as error:
+                raise missing_extra(error, "redis", "Topics with a URL", "redis") from None
 
             self._broker = RedisBroker(
                 url,
@@ -158,14 +161,15 @@ class Topics:
         of no or over 255 bytes, ``TypeError`` for what is no default session, ``UsageError`` for one of another thread.
         """
         self._enter()
-        check_topic(topic)
+        encode_topic(topic)
         connection = self._connection_of(session)
         if member is not None and not isinstance(member, str):
             raise TypeError(f"member must be a str or None, not {type(member).__name__}")
         if since is not None and not isinstance(since, (Position, str)):
             raise TypeError(f"since must be a Position, its text or None, not {type(since).__name__}")
-        if isinstance(recent, bool) or not isinstance(recent, int) or recent < 0:
-            raise ValueError(f"recent must be a number of messages, 0 for none, not {recent!r}")
+        check_number("recent", recent, "messages", least=0)
+        check_function("on_presence", on_presence, "a Presence")
+        check_function("on_gap", on_gap, "a Gap")
         here = self._topic(topic)
         here.arriving += 1
         try:
@@ -194,6 +198,8 @@ class Topics:
         A session that ends is unsubscribed by itself. A message that is just going out may still reach the session.
         """
         self._enter()
+        encode_topic(topic)
+        _check_session(session)
         here = self._topics.get(topic)
         return here is not None and here.remove(session.connection)
 
@@ -204,7 +210,9 @@ class Topics:
         `close`, or when what this gives is called. Blocks until Redis has acknowledged it, and raises as `subscribe`.
         """
         self._enter()
-        check_topic(topic)
+        encode_topic(topic)
+        if not callable(listener):
+            raise TypeError(f"listener must be a function of a message, not {type(listener).__name__}")
         if self._hub is None:
             self._hub = get_hub()
             self._thread = thread_identity()
@@ -230,10 +238,9 @@ class Topics:
         return stop
 
     def _connection_of(self, session: Any) -> Connection:
-        if not isinstance(session, DefaultWebSocketSession):
-            raise TypeError(f"topics are for default sessions, not for {type(session).__name__}")
+        _check_session(session)
         session.accept_if_needed()
-        connection = session.connection
+        connection: Connection = session.connection
         if connection.state != OPEN or connection.close_sent:
             raise ConnectionClosed(connection.ending())
         hub = get_hub()
@@ -241,7 +248,9 @@ class Topics:
             self._hub = hub
             self._thread = thread_identity()
         if connection.hub is not hub or self._hub is not hub:
-            raise UsageError("a session is subscribed in the thread that runs it, and all of one Topics in the same")
+            raise UsageError(
+                "a session must be subscribed in the thread that runs it, and all of one Topics in the same thread"
+            )
         return connection
 
     def _topic(self, name: str) -> Topic:
@@ -353,11 +362,11 @@ class Topics:
         for what is no message.
         """
         self._enter()
-        check_topic(topic)
+        encode_topic(topic)
         shared = shared_message(message)
         size = len(shared.payload)
         if self._max_message_size is not None and size > self._max_message_size:
-            raise ValueError(f"the message has {size} bytes: max_message_size is {self._max_message_size}")
+            raise ValueError(f"message must have at most {self._max_message_size} bytes, max_message_size, not {size}")
         if self._hub is not None and thread_identity() != self._thread:
             # What is sent must be so in the thread of the sessions.
             self._hub.loop.run_callback_threadsafe(spawn, self._publish, topic, shared)
@@ -424,6 +433,7 @@ class Topics:
 
         Raises ``TimeoutError`` after ``timeout`` seconds, and ``ConnectionError`` where Redis is away.
         """
+        check_wait("timeout", timeout)
         self._enter()
         if self._broker is not None:
             self._broker.flush(timeout)
@@ -434,12 +444,14 @@ class Topics:
     def count(self, topic: str) -> int:
         """How many sessions of this process are subscribed to ``topic``; `presence` knows the members everywhere."""
         self._enter()
+        encode_topic(topic)
         here = self._topics.get(topic)
         return 0 if here is None else len(here)
 
     def sessions(self, topic: str) -> list[Any]:
         """The sessions of this process that are subscribed to ``topic``."""
         self._enter()
+        encode_topic(topic)
         here = self._topics.get(topic)
         return [] if here is None else [connection.session for connection in here.connections]
 
@@ -450,7 +462,7 @@ class Topics:
         process that died are gone after a few seconds.
         """
         self._enter()
-        check_topic(topic)
+        encode_topic(topic)
         broker = self._broker
         elsewhere = [] if broker is None else broker.members(topic)
         # Of its own this process knows better: what it told Redis last may be on its way.
@@ -467,7 +479,7 @@ class Topics:
         Blocks for an answer of Redis where no session of this process is subscribed to the topic.
         """
         self._enter()
-        check_topic(topic)
+        encode_topic(topic)
         here = self._topics.get(topic)
         position = None if here is None else self._position(here)
         if position is None and self._broker is not None:
@@ -518,6 +530,12 @@ class Topics:
             self._broker.join(here.name, member)
 
 
+def _check_session(session: Any) -> None:
+    if not isinstance(session, DefaultWebSocketSession):
+        kind = type(session).__name__
+        raise TypeError(f"session must be a default session, of a route without raw=True, not {kind}")
+
+
 class _Events:
     """What Redis brings, and who leaves: handed on to the topics of this process."""
 
@@ -557,15 +575,3 @@ class _Events:
         here = self._topics._topics.get(topic)
         if here is not None:
             here.tell(Gap(topic, lost))
-
-
-def check_topic(topic: Any) -> None:
-    """Raises ``TypeError`` or ``ValueError`` for what can't be a topic."""
-    if not isinstance(topic, str):
-        raise TypeError(f"a topic is a str, not {type(topic).__name__}")
-    try:
-        size = len(topic.encode())
-    except UnicodeEncodeError:
-        raise ValueError(f"the topic {topic!r} has lone surrogates, and can't be written in UTF-8") from None
-    if not 1 <= size <= LONGEST_TOPIC:
-        raise ValueError(f"a topic has 1 to {LONGEST_TOPIC} bytes in UTF-8, this one has {size}")

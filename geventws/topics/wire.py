@@ -17,10 +17,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
+from geventws.arguments import shown
 from geventws.topics.nouns import Member, Position
 
 __all__ = [
-    "LONGEST_TOPIC",
     "Malformed",
     "Names",
     "Origins",
@@ -35,6 +35,7 @@ __all__ = [
     "encode_commands",
     "encode_plain",
     "encode_presence",
+    "encode_topic",
     "is_text",
     "kind_of",
     "missing_before",
@@ -58,13 +59,27 @@ class Malformed(ValueError):
     """What is no payload of a topic's channel."""
 
 
+def encode_topic(topic: Any) -> bytes:
+    """The name of a topic in UTF-8; raises ``TypeError`` or ``ValueError`` for what can't be one."""
+    if not isinstance(topic, str):
+        raise TypeError(f"topic must be a str, not {type(topic).__name__}")
+    try:
+        encoded = topic.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"topic must be text that UTF-8 can encode, without surrogates, not {shown(topic)}") from None
+    if not 1 <= len(encoded) <= LONGEST_TOPIC:
+        raise ValueError(f"topic must have 1 to {LONGEST_TOPIC} bytes in UTF-8, not {len(encoded)}")
+    return encoded
+
+
 class Names:
     """The keys and channels of one namespace."""
 
     def __init__(self, namespace: str) -> None:
         if not isinstance(namespace, str) or not _is_namespace(namespace):
             raise ValueError(
-                f"namespace must be 1 to 64 ASCII letters, digits, underscores, dots and hyphens, not {namespace!r}"
+                "namespace must be 1 to 64 ASCII letters, digits, underscores, dots and hyphens, "
+                f"not {shown(namespace)}"
             )
         self._prefix = namespace.encode() + b":"
         #: The sorted set of all workers: until when each one's lease is, in ms of Redis' own clock.
@@ -73,12 +88,9 @@ class Names:
     def channel(self, topic: str) -> bytes:
         """The channel of ``topic``, which has braces around what tells a cluster the slot.
 
-        Raises ``ValueError`` for what can't be a topic. No two pairs of namespace and topic share a channel.
+        Raises as `encode_topic` for what can't be a topic. No two pairs of namespace and topic share a channel.
         """
-        encoded = topic.encode()
-        if not 1 <= len(encoded) <= LONGEST_TOPIC:
-            raise ValueError(f"a topic is 1 to {LONGEST_TOPIC} bytes of UTF-8, not {len(encoded)}")
-        tag = encoded.replace(b"%", b"%25").replace(b"}", b"%7D")
+        tag = encode_topic(topic).replace(b"%", b"%25").replace(b"}", b"%7D")
         return b"%b{%b}" % (self._prefix, tag)
 
     def worker(self, lease: str) -> bytes:
