@@ -20,6 +20,7 @@ from gevent import monkey
 
 from geventws._build import VERSION, build
 from geventws.connecting import main as connect
+from geventws.connecting import seconds
 from geventws.server import WSGIServer
 from geventws.topics.topics import Topics
 
@@ -65,6 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--reload", action="store_true", help="start again when a source file of the app changes")
     parser.add_argument("--version", action="version", version=describe())
+    if arguments[:1] == ["serve"] and len(arguments) > 1:
+        parser.error("serving takes no command: python -m geventws module:app")
     options = parser.parse_args(arguments)
     if options.app is None:
         parser.error("which app? For the one that app.py calls app: python -m geventws app:app")
@@ -104,10 +107,12 @@ def publish(arguments: list[str]) -> None:
         help="as in geventws.Topics(URL); by default the environment's REDIS_URL, which no list of processes shows",
     )
     parser.add_argument("--namespace", default="geventws", help="as in geventws.Topics, 'geventws' by default")
-    parser.add_argument("--history", type=int, default=0, metavar="N", help="messages kept, as the app's Topics has it")
+    parser.add_argument(
+        "--history", type=_messages, default=0, metavar="N", help="messages kept, as the app's Topics has it"
+    )
     parser.add_argument("--binary", action="store_true", help="send standard input as a binary message")
     parser.add_argument(
-        "--timeout", type=float, default=5.0, metavar="SECONDS", help="how long it may take, 5 by default"
+        "--timeout", type=seconds, default=5.0, metavar="SECONDS", help="how long it may take, 5 by default"
     )
     options = parser.parse_args(arguments)
     if not options.url:
@@ -133,6 +138,12 @@ def publish(arguments: list[str]) -> None:
         sys.exit(f"it was not published: {error}")
 
 
+def _messages(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"it must be a whole number of messages from 0 up, not {text!r}")
+    return int(text)
+
+
 def describe() -> str:
     """The version, and which build of the core runs."""
     python = ".".join(str(part) for part in sys.version_info[:3])
@@ -143,7 +154,7 @@ def parse_bind(bind: str) -> tuple[str, int]:
     """``"HOST:PORT"`` as a socket address; raises ``ValueError``."""
     host, separator, port = bind.rpartition(":")
     if not separator or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
-        raise ValueError(f"--bind is HOST:PORT, as in {DEFAULT_BIND}, not {bind!r}")
+        raise ValueError(f"--bind must be HOST:PORT, as in {DEFAULT_BIND}, not {bind!r}")
     return host.strip("[]"), int(port)
 
 
@@ -162,11 +173,12 @@ def load(name: str) -> Any:
         # One that the app's module fails to import is another matter.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
-        raise AppError(f"there is no module {error.name!r}") from None
+        raise AppError(f"there is no module {error.name!r}{_hint(module_name, attribute)}") from None
     except (ValueError, TypeError):
         if all(part.isidentifier() for part in module_name.split(".")):
             raise
-        raise AppError(f"{module_name!r} is no name of a module: name the app as module:app") from None
+        hint = _hint(module_name, attribute) or ": name the app as module:app"
+        raise AppError(f"{module_name!r} is no name of a module{hint}") from None
     path = attribute.removesuffix("()")
     for part in path.split("."):
         if not hasattr(app, part):
@@ -177,6 +189,16 @@ def load(name: str) -> Any:
     if not callable(app) or isinstance(app, ModuleType):
         raise AppError(f"{name!r} is no WSGI app but {type(app).__name__}")
     return app
+
+
+def _hint(module_name: str, attribute: str) -> str:
+    """How to name a module whose file was named."""
+    named = module_name.removesuffix(".py").strip("./").replace("/", ".")
+    if not ("/" in module_name or module_name.endswith(".py")) or not all(
+        part.isidentifier() for part in named.split(".")
+    ):
+        return ""
+    return f": modules are named as in import, {named}:{attribute}"
 
 
 def serve(app: Any, address: tuple[str, int], reload: bool = False) -> None:

@@ -19,6 +19,7 @@ from geventws.arguments import shown
 from geventws.connection import State
 from geventws.errors import ConnectionClosed, HandshakeError, ProtocolError, UsageError
 from geventws.frames import NORMAL_CLOSURE, CloseCode, CloseReason, may_be_sent
+from geventws.peer_log import format_address
 from geventws.protocol.handshake import is_upgrade, negotiate, read_handshake, response_head
 from geventws.session import DefaultWebSocketSession, WebSocketSession
 from geventws.settings import Settings
@@ -135,6 +136,12 @@ class ServerCall:
         self.remote_address = upgrade.remote_address
 
     @property
+    def described(self) -> str:
+        """Whose request it is, and for what, in a line of the log."""
+        path = self.environ.get("PATH_INFO", "")[:_LOGGED_PATH]
+        return f"{path!a} of {format_address(self.remote_address)}"
+
+    @property
     def sessions(self) -> set[Any]:
         """The open sessions of the server that the request came to, of all apps."""
         return self._upgrade.sessions
@@ -157,7 +164,7 @@ class ServerCall:
 
     def failed(self, name: str, error: BaseException) -> None:
         """Reports, once, what the handler of this name raised after the 101."""
-        log.error("the handler %s failed", name, exc_info=error)
+        log.error("the handler %s failed, %s", name, self.described, exc_info=error)
 
     def accept(self, session: WebSocketSession, protocol: str | None, headers: Sequence[tuple[str, str]]) -> None:
         """Sends the 101 and opens the session's connection."""
@@ -323,7 +330,7 @@ def _close(session: WebSocketServerSession, reason: CloseReason) -> None:
 def _fail(session: WebSocketServerSession, error: BaseException, name: str) -> None:
     """Ends a session whose handler has raised: the peer is told its own fault, but nothing of ours."""
     if isinstance(error, ProtocolError) and may_be_sent(error.code):
-        log.info("the handler %s ended its session: %s", name, error)
+        log.info("the handler %s ended its session, %s: %s", name, session.call.described, error)
         _close(session, CloseReason.truncated(error.code, error.message))
         return
     call = session.call
@@ -440,6 +447,6 @@ def _http_response(answer: Any) -> WSGIApplication:
     if isinstance(answer, (str, bytes)):
         return Response(answer)
     raise TypeError(
-        "a handler returns None, or before its session is used a response (a WSGI application, str or bytes), "
+        "a handler must return None, or before its session is used a response (a WSGI application, str or bytes), "
         f"not {type(answer).__name__}"
     )

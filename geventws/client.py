@@ -229,6 +229,11 @@ class _Connector:
                 raise
             late = f"{self._url} was not open within {self._open_timeout:g} s, {doing}"
             raise TimeoutError(late) from None
+        except OSError as error:
+            if error.strerror and not isinstance(error, ssl.SSLError):
+                # The system's own words say neither where to, nor that a proxy stands between.
+                error.strerror = f"{error.strerror}, {doing}"
+            raise
         finally:
             timer.close()
 

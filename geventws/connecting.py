@@ -15,13 +15,14 @@ from math import isfinite
 import gevent
 from gevent.socket import wait_read
 
+from geventws.arguments import check_seconds
 from geventws.client import connect
 from geventws.client_session import DefaultWebSocketClientSession
 from geventws.dialing import tls_context
 from geventws.errors import ConnectionClosed, WebSocketError
 from geventws.frames import CloseCode
 
-__all__ = ["main"]
+__all__ = ["main", "seconds"]
 
 #: Bytes that one system call may read of standard input.
 _PIECE = 64 * 1024
@@ -34,11 +35,13 @@ _INTERRUPTED = 130
 def main(arguments: list[str]) -> None:
     """Connects, sends the lines of standard input, and prints what comes; ends with status 1 where that fails."""
     options = _parser().parse_args(arguments)
+    if options.insecure and not options.url.lower().startswith("wss:"):
+        _parser().error("--insecure is for wss:// URLs, whose certificate it does not verify")
     headers = []
     for header in options.header:
         name, colon, value = header.partition(":")
         if not colon:
-            _parser().error(f"--header is 'NAME: VALUE', not {header!r}")
+            _parser().error(f"--header must be 'NAME: VALUE', not {header!r}")
         headers.append((name.strip(), value.strip()))
     # Python's own handler would run in the hub, which prints what it raises.
     interrupt = gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
@@ -89,10 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--insecure", action="store_true", help="do not verify the server's certificate")
     parser.add_argument("--unix", metavar="PATH", help="a Unix socket to connect to in place of the URL's host")
     parser.add_argument(
-        "--ping", type=float, default=20.0, metavar="SECONDS", help="between keepalive pings, 20 by default"
+        "--ping", type=seconds, default=20.0, metavar="SECONDS", help="between keepalive pings, 20 by default"
     )
     parser.add_argument(
-        "--timeout", type=float, default=10.0, metavar="SECONDS", help="how long it may take to open, 10 by default"
+        "--timeout", type=seconds, default=10.0, metavar="SECONDS", help="how long it may take to open, 10 by default"
     )
     parser.add_argument(
         "--wait",
@@ -105,13 +108,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def seconds(text: str) -> float:
+    """The duration that an argument of the command line names; what argparse says of another is its error."""
+    try:
+        value = float(text)
+        check_seconds("it", value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"it must be a number of seconds above 0, not {text!r}") from None
+    return value
+
+
 def _wait(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
     if not seconds >= 0:
-        raise argparse.ArgumentTypeError(f"a number of seconds from 0 up, or inf, not {text!r}")
+        raise argparse.ArgumentTypeError(f"it must be a number of seconds from 0 up, or inf, not {text!r}")
     return seconds
 
 

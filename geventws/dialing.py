@@ -43,6 +43,8 @@ MAX_BODY = 64 * 1024
 _BODY_SECONDS = 2.0
 #: Seconds that one of a host's addresses may take while there are others to try.
 PATIENCE = 5.0
+#: What OpenSSL says of a server that answers in HTTP, or in anything else.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG")
 _LAST_CHUNK = b"0\r\n\r\n"
 #: Bytes of the head of a proxy's answer.
 _PROXY_HEAD = 64 * 1024
@@ -207,8 +209,10 @@ def _wrap(sock: Any, context: ssl.SSLContext, host: str) -> Any:
     wrapped = SSLSocket(sock=sock, server_hostname=host, do_handshake_on_connect=False, _context=context)
     try:
         wrapped.do_handshake()
-    except BaseException:
+    except BaseException as error:
         wrapped.close()
+        if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS and error.strerror:
+            error.strerror += ": what answers speaks no TLS, see whether it is ws://"
         raise
     return wrapped
 

@@ -48,6 +48,8 @@ from gunicorn.workers.base_async import AsyncWorker  # type: ignore[import-untyp
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
 from geventws.accepting import Acceptor, Waiting, WaitingRoom
+from geventws.arguments import check_number, check_seconds
+from geventws.errors import UsageError
 from geventws.frames import CloseCode
 from geventws.http_head import MAX_HEAD
 from geventws.offers import Exchange, OfferReader, answer_offer, reads_offers
@@ -134,6 +136,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
         #: Whether a hook gets to see the responses.
         self.watches_responses = self.cfg.post_request is not PostRequest.default
         self.peer_log = PeerLog(self.log.warning)
+
+    @classmethod
+    def setup(cls) -> None:
+        """Called by gunicorn's master: it tells in one line of attributes that can't be, and ends."""
+        try:
+            check_seconds("handshake_timeout", cls.handshake_timeout, optional=True)
+            check_number("max_websockets", cls.max_websockets, "sessions", optional=True)
+            check_seconds("close_timeout", cls.close_timeout)
+        except ValueError as error:
+            raise UsageError(f"worker_class: {error}") from None
 
     @property
     def alive(self) -> bool:

@@ -28,6 +28,7 @@ import geventws
 from geventws import Frame, Opcode, connect
 from geventws.__main__ import main as command
 from geventws.client import _passes
+from geventws.connecting import main as connect_command
 from geventws.dialing import find_proxy
 from geventws.protocol.buffer import Buffer
 from geventws.protocol.client_handshake import ResponseHead, ResponseHeadBuffer, check_response
@@ -698,8 +699,16 @@ class TestWays:
     def test_nobody_listens(self) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
-            with pytest.raises(ConnectionRefusedError):
-                connect(f"ws://127.0.0.1:{taken.getsockname()[1]}/")
+            port = taken.getsockname()[1]
+            with pytest.raises(
+                ConnectionRefusedError, match=f"Connection refused, connecting to 127.0.0.1 port {port}$"
+            ):
+                connect(f"ws://127.0.0.1:{port}/")
+            proxy = f"http://127.0.0.1:{port}"
+            with pytest.raises(ConnectionRefusedError, match=f"refused, connecting to the proxy {proxy}$"):
+                connect("ws://example.com/", proxy=proxy)
+        with pytest.raises(FileNotFoundError, match=r"No such file or directory, connecting to /nowhere$"):
+            connect("ws://example.com/", unix_socket="/nowhere")
 
     def test_addresses_are_tried_in_turn(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
         port = int(url.rpartition(":")[2])
@@ -765,8 +774,17 @@ class TestTLS:
         assert named == ["localhost"]
 
     def test_no_tls_there(self, url: str) -> None:
-        with pytest.raises(ssl.SSLError):
+        with pytest.raises(ssl.SSLError, match=r": what answers speaks no TLS, see whether it is ws://$"):
             connect(url.replace("ws://", "wss://"), ssl_context=self.context(trustme.CA()))
+
+    def test_tls_where_none_was_asked_for(self) -> None:
+        """A server of TLS answers with an alert, or only closes."""
+        alert = b"\x15\x03\x01\x00\x02\x02\x28"
+        with (
+            answering(alert) as url,
+            pytest.raises(geventws.HandshakeFailed, match="but TLS: see whether it is wss://"),
+        ):
+            connect(url)
 
     def test_a_silent_server(self) -> None:
         silent = StreamServer(("127.0.0.1", 0), lambda sock, _: sock.recv(100) and gevent.sleep(60))
@@ -1178,7 +1196,7 @@ class TestCommand:
         with pytest.raises(SystemExit) as ended:
             command(["connect", url, "--wait", wait])
         assert ended.value.code == 2
-        assert f"argument --wait: a number of seconds from 0 up, or inf, not '{wait}'" in capsys.readouterr().err
+        assert f"argument --wait: it must be a number of seconds from 0 up, or inf, not '{wait}'" in capsys.readouterr().err
 
     def test_help_names_the_environment(self, capsys: Any) -> None:
         with pytest.raises(SystemExit):
@@ -1190,13 +1208,30 @@ class TestCommand:
     def test_failures_are_one_line(self, url: str) -> None:
         for arguments, told in (
             ([f"{url}/private"], f'no connection to {url}/private: 401 Unauthorized: {{"error": "log in first"}}\n'),
-            (["ws://u:p@127.0.0.1:1/"], "no connection to ws://127.0.0.1:1/: Connection refused\n"),
+            (
+                ["ws://u:p@127.0.0.1:1/"],
+                "no connection to ws://127.0.0.1:1/: Connection refused, connecting to 127.0.0.1 port 1\n",
+            ),
             (["ws://a/", "--unix", "/no/s"], "no connection to ws://a/: No such file or directory: /no/s\n"),
         ):
             assert self.run(*arguments) == (1, b"", told)
-        status, _, said = self.run("http://a")
-        assert status == 2
-        assert said.endswith("error: the URL must begin with ws:// or wss://, not http://\n")
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["http://a"], "the URL must begin with ws:// or wss://, not http://"),
+            (["ws://a", "--ping", "0"], "argument --ping: it must be a number of seconds above 0, not '0'"),
+            (["ws://a", "--timeout", "nan"], "argument --timeout: it must be a number of seconds above 0, not 'nan'"),
+            (["ws://a", "--header", "x"], "--header must be 'NAME: VALUE', not 'x'"),
+            (["ws://a", "--insecure"], "--insecure is for wss:// URLs, whose certificate it does not verify"),
+            (["ws://a", "--protocol", "a b"], "protocols must be tokens (RFC 6455 4.1), and 'a b' is none"),
+        ],
+    )
+    def test_a_wrong_argument_is_told_by_its_name(self, arguments: list[str], told: str, capsys: Any) -> None:
+        with pytest.raises(SystemExit) as ended:
+            connect_command(arguments)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.endswith(f"error: {told}\n")
 
     def test_insecure(self, tls_port: int) -> None:
         status, _, told = self.run(f"wss://localhost:{tls_port}/tell")

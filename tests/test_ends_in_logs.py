@@ -157,7 +157,9 @@ def test_a_handlers_own_exception_is_logged_once_with_its_route(
         eventually(lambda: running.lines('"GET /fails'), "the end")
         assert "Traceback" not in running.log()
         log = errors.read_text()
-        assert re.search(r"^\[.* \[ERROR\] the handler a.route failed$", log, re.MULTILINE)
+        assert re.search(
+            r"^\[.* \[ERROR\] the handler a.route failed, '/fails' of 127\.0\.0\.1:\d+$", log, re.MULTILINE
+        )
         assert log.count("the handler a.route failed") == 1
         assert log.count("ValueError: the handler's own fault") == 1
         assert log.count("Traceback") == 1

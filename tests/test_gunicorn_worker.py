@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 from gevent.pool import Pool
 
+from geventws import UsageError, Worker
 from geventws.worker import _Connection
 from tests.rigs import (
     NOTING,
+    ROOT,
     SWITCHED,
     Certificates,
     Gunicorn,
@@ -559,3 +563,25 @@ def test_a_connection_that_is_killed_before_its_turn_is_not_served() -> None:
     pool.join()
     assert served == ["served"]
     assert len(pool) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("handshake_timeout", "5", "handshake_timeout must be a number of seconds above 0, or None, not '5'"),
+        ("max_websockets", 0, "max_websockets must be a whole number of sessions above 0, or None, not 0"),
+        ("close_timeout", None, "close_timeout must be a number of seconds above 0, not None"),
+    ],
+)
+def test_an_attribute_that_can_not_be_is_told_by_the_master(tmp_path: Path, name: str, value: Any, said: str) -> None:
+    with pytest.raises(UsageError, match="worker_class: "):
+        type("Wrong", (Worker,), {name: value}).setup()
+    (tmp_path / "gunicorn.conf.py").write_text(
+        f"import geventws\nclass worker_class(geventws.Worker):\n    {name} = {value!r}\n"
+    )
+    command = [sys.executable, "-m", "gunicorn", "--no-control-socket", "--bind=127.0.0.1:0", "tests.rigs:app"]
+    ended = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.strip() == f"Error: worker_class: {said}"

@@ -650,7 +650,7 @@ def test_a_password(kind: str) -> None:
             assert not broker.publish("x", 1, b"")
             gevent.sleep(0.3)
             assert len(log) == 1
-            assert "refuses the user or the password" in log[0]
+            assert "is there, but can't be used, sessions stay: it refuses the user or the password" in log[0]
             # It restarts with the password that was thought right; in between it is just not there.
             server.kill()
             gevent.sleep(0.2)
@@ -718,6 +718,32 @@ def test_tls() -> None:
         with brokers(f"rediss://127.0.0.1:{port}") as (broker, _), logged() as log:
             assert broker.subscribe("x") is None
             assert "certificate verify failed" in log[0].lower()
+
+
+@patched
+def test_what_is_no_redis() -> None:
+    """It is told apart from one that was there, and from one that is not."""
+    with gevent.socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with listener.accept()[0] as sock:
+                sock.recv(1000)
+                sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        answering = gevent.spawn(answer)
+        port = listener.getsockname()[1]
+        with brokers(f"redis://127.0.0.1:{port}") as (broker, _), logged() as log:
+            assert broker.subscribe("x") is None
+            assert log[0].startswith(
+                f"Redis at 127.0.0.1:{port} is there, but can't be used, sessions stay: "
+                "it does not speak the protocol of Redis: "
+            )
+            with pytest.raises(ConnectionError, match=f"Redis at 127.0.0.1:{port} is away: the log says why"):
+                broker.flush(1)
+        answering.get()
+    with brokers(f"redis://127.0.0.1:{port}") as (broker, _), logged() as log:
+        assert broker.subscribe("x") is None
+        assert log[0].startswith(f"Redis at 127.0.0.1:{port} can't be reached, sessions stay: ")
 
 
 @patched

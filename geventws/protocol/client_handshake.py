@@ -75,7 +75,9 @@ class ResponseHeadBuffer:
         data = self.data
         end = data.find(b"\r\n\r\n", max(0, self._scanned - 3))
         if not data.startswith(_START[: len(data)]):
-            raise HandshakeFailed(f"what answers does not speak HTTP/1.1: {bytes(data[:40])!r}")
+            # An alert or a handshake of TLS.
+            hint = ", but TLS: see whether it is wss://" if bytes(data[:2]) in (b"\x15\x03", b"\x16\x03") else ""
+            raise HandshakeFailed(f"what answers does not speak HTTP/1.1{hint}: {bytes(data[:40])!r}")
         if end > self._left or (end < 0 and len(data) > self._left + 3):
             raise HandshakeFailed(f"the head of the server's answer is longer than {self._limit} bytes")
         if end < 0:

@@ -19,6 +19,7 @@ from redis.connection import Connection, ConnectionPool, SSLConnection, UnixDoma
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    InvalidResponse,
     NoPermissionError,
     RedisError,
     ResponseError,
@@ -208,6 +209,8 @@ class Connector:
                 return connection, _greeting(connection)
             except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
                 raise Refused(f"it refuses the user or the password: {error}") from None
+            except InvalidResponse as error:
+                raise Refused(f"it does not speak the protocol of Redis: {error}") from None
         except BaseException:
             connection.disconnect()
             raise

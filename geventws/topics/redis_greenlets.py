@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from geventws.errors import UsageError
 from geventws.topics.nouns import Member, Position
 from geventws.topics.redis_commands import Command, Publication
-from geventws.topics.redis_connections import Slots
+from geventws.topics.redis_connections import Slots, describe
 from geventws.topics.redis_links import Link
 from geventws.topics.redis_presence import Attendance
 from geventws.topics.redis_process import Broker, Running
@@ -226,12 +226,14 @@ class Greenlets(Running):
                     continue
                 result: AsyncResult[Any] = AsyncResult()
                 if not link.commands.submit(Command(0, (b"PING",), 0, None, result.set)):
-                    raise ConnectionError("Redis is away")
-                with gevent.Timeout(None if ends is None else max(ends - monotonic(), 0), TimeoutError("flush")):
+                    raise _away(link)
+                late = TimeoutError(f"Redis at {describe(link.address)} has not confirmed all within {timeout} s")
+                with gevent.Timeout(None if ends is None else max(ends - monotonic(), 0), late):
                     if isinstance(result.get(), Exception):
-                        raise ConnectionError("Redis is away")
-        if any(link.commands.refuses for link in self.links.values()):
-            raise ConnectionError("Redis is away")
+                        raise _away(link)
+        for link in self.links.values():
+            if link.commands.refuses:
+                raise _away(link)
         if self.statistics.unsent + self.statistics.unconfirmed > lost:
             raise ConnectionError("Redis was lost, and messages with it")
 
@@ -258,3 +260,7 @@ class Greenlets(Running):
     def _check_thread(self) -> None:
         if get_hub() is not self.hub:
             raise UsageError("these topics belong to another thread: only publish can be called from this one")
+
+
+def _away(link: Link) -> ConnectionError:
+    return ConnectionError(f"Redis at {describe(link.address)} is away: the log says why")

@@ -61,6 +61,7 @@ class Link:
         self._connector = connector
         self._statistics = owner.statistics
         self._outage: Outage | None = None
+        self._was_there = False
         self._ended = False
         self._process = current_process()
         self._refusals_logged: dict[str, float] = {}
@@ -101,6 +102,7 @@ class Link:
         if self.ended:
             connection.disconnect()
             raise gevent.GreenletExit
+        self._was_there = True
         return connection
 
     def commands_connected(self) -> None:
@@ -118,13 +120,22 @@ class Link:
             self._refusals_logged[what] = now
             log.warning("Redis at %s refuses %s: %s", describe(self.address), what, reason(error))
 
+    def _log_loss(self, error: BaseException) -> None:
+        if self._was_there:
+            what = "is lost"
+        elif isinstance(error, (Refused, ResponseError)):
+            what = "is there, but can't be used"
+        else:
+            what = "can't be reached"
+        log.warning("Redis at %s %s, sessions stay: %s", describe(self.address), what, reason(error))
+
     def lost(self, error: BaseException) -> None:
         """A connection is lost, or can't be made."""
         if not isinstance(error, FAILURES):
             log.error("the link to Redis at %s failed", describe(self.address), exc_info=error)
         if self._outage is None:
             self._outage = Outage(self._statistics)
-            log.warning("Redis at %s is lost, sessions stay: %s", describe(self.address), reason(error))
+            self._log_loss(error)
         elif isinstance(error, Refused) and str(error) not in self._outage.refusals:
             log.warning("Redis at %s is there, but %s", describe(self.address), reason(error))
         if isinstance(error, Refused):
