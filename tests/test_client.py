@@ -1196,7 +1196,10 @@ class TestCommand:
         with pytest.raises(SystemExit) as ended:
             command(["connect", url, "--wait", wait])
         assert ended.value.code == 2
-        assert f"argument --wait: it must be a number of seconds from 0 up, or inf, not '{wait}'" in capsys.readouterr().err
+        assert (
+            f"argument --wait: it must be a number of seconds from 0 up, or inf, not '{wait}'"
+            in capsys.readouterr().err
+        )
 
     def test_help_names_the_environment(self, capsys: Any) -> None:
         with pytest.raises(SystemExit):
