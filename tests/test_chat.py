@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Page, expect
 from redis import Redis
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from examples.embedded_valkey import find_program
 from geventws import CloseCode, Topics
-from tests.browser import Browser, Tab, find_chromium
 from tests.programs import PATIENCE, ROOT, Program, development_server, gunicorn_server
 
-CHROMIUM = find_chromium()
 CHAT = ("examples.chat:app", "-c", "gunicorn.conf.py")
 
 needs_valkey = pytest.mark.skipif(
@@ -407,106 +407,96 @@ def publish(url: str, topic: str, message: str) -> None:
 # -- In a browser ------------------------------------------------------------------------------------------------------
 
 
-class Page:
-    """The chat's page in a tab."""
+class Person:
+    """Somebody who has the chat's page open."""
 
-    def __init__(self, browser: Browser, url: str) -> None:
-        self.tab: Tab = browser.open(url)
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.status = page.get_by_role("status")
+        self.people = page.get_by_role("list", name="Who is here").get_by_role("listitem")
+        self.conversation = page.get_by_role("log", name="Conversation")
+        self.pending = page.get_by_role("list", name="Not sent yet")
+        self.typing = page.locator("#typing")
+        self.message = page.get_by_role("textbox", name="Message")
 
     def wait_for_connection(self) -> int:
-        """Waits until it is in the room; gives the process of its worker."""
-        self.tab.wait_for("document.querySelector('#status').innerText.startsWith('Connected')")
-        return int(self.tab.evaluate("document.querySelector('#status').innerText.match(/worker (\\d+)/)[1]"))
+        """Waits until the page is in the room; gives the process of its worker."""
+        expect(self.status).to_have_text(re.compile(r"^Connected as .*, by worker \d+$"))
+        return int(self.status.inner_text().split()[-1])
 
     def say(self, text: str) -> None:
-        self.tab.bring_to_front()
-        self.tab.type(text)
-        self.tab.press_enter()
-
-    def wait_for_text(self, text: str, element: str = "#log") -> None:
-        self.tab.wait_for(f"document.querySelector('{element}').innerText.includes({json.dumps(text)})")
-
-    def wait_for_people(self, *names: str) -> None:
-        people = "[...document.querySelectorAll('#people li')].map((person) => person.innerText)"
-        self.tab.wait_for(f"JSON.stringify({people}) === {json.dumps(json.dumps(names, separators=(',', ':')))}")
+        self.message.fill(text)
+        self.message.press("Enter")
 
     def said(self) -> list[str]:
-        texts = "[...document.querySelectorAll('#log .said > bdi')].map((text) => text.innerText)"
-        return self.tab.evaluate(texts)  # type: ignore[no-any-return]
-
-    def go_offline(self, offline: bool = True) -> None:
-        self.tab.call("Network.enable")
-        rates = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-        self.tab.call("Network.emulateNetworkConditions", offline=offline, **rates)
+        """The texts that are shown, notes aside."""
+        return self.conversation.locator(".said > bdi").all_inner_texts()
 
 
 @needs_valkey
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on PATH")
-def test_two_tabs(tmp_path: Path) -> None:
-    assert CHROMIUM is not None
+def test_two_tabs(open_page: Callable[[str], Page]) -> None:
     hostile = "<img src=x onerror=alert(1)> Grüße"
-    with valkey() as url, Browser(CHROMIUM, tmp_path / "profile") as browser:
+    with valkey() as url:
         arguments = (*CHAT, "--env", f"REDIS_URL={url}")
         with gunicorn_server(*arguments) as (address, program):
-            ada = Page(browser, f"http://{address}/")
-            assert ada.tab.accessible("textbox") == ["Your name", "Room"]
-            ada.say("Ada <b>")
-            ada.tab.wait_for("document.querySelector('#status')")
+            page = open_page(f"http://{address}/")
+            name = page.get_by_role("textbox", name="Your name")
+            expect(name).to_be_focused()
+            name.fill("Ada <b>")
+            expect(page.get_by_role("textbox", name="Room")).to_have_value("lobby")
+            name.press("Enter")
+            ada = Person(page)
             worker = ada.wait_for_connection()
             with stopped(worker):
-                # By another name, lest the browser asks by a connection that it has to the stopped worker.
-                grace = Page(browser, f"http://{address.replace('127.0.0.1', 'localhost')}/room/lobby?name=Grace")
+                grace = Person(open_page(f"http://{address}/room/lobby?name=Grace"))
                 assert grace.wait_for_connection() != worker
-            pages = (ada, grace)
-            for page in pages:
-                page.wait_for_people("Ada <b>", "Grace")
-                assert page.tab.accessible("textbox") == ["Message"]
-                assert page.tab.accessible("log") == ["Conversation"]
-            ada.wait_for_text("Grace joined")
+            both = (ada, grace)
+            for each in both:
+                expect(each.people).to_have_text(["Ada <b>", "Grace"])
+                expect(each.message).to_be_focused()
+            expect(ada.conversation).to_contain_text("Grace joined")
 
-            grace.tab.bring_to_front()
-            grace.tab.type("typed")
-            ada.wait_for_text("Grace is typing", "#typing")
-            grace.tab.press_enter()
-            ada.wait_for_text("typed")
-            ada.tab.wait_for("!document.querySelector('#typing').innerText")
+            grace.message.press_sequentially("typed")
+            expect(ada.typing).to_have_text("Grace is typing…")
+            grace.message.press("Enter")
+            expect(ada.conversation).to_contain_text("typed")
+            expect(ada.typing).to_be_empty()
             ada.say(hostile)
-            for page in pages:
-                page.wait_for_text(hostile)
-            assert not grace.tab.evaluate("document.querySelector('#log img, #log :not(b, bdi, li, time)')")
+            for each in both:
+                expect(each.conversation).to_contain_text(hostile)
+            expect(grace.conversation.locator("img, :not(b, bdi, li, time)")).to_have_count(0)
 
-            # A tab without a network: what it misses and what it says come when it is back.
-            grace.go_offline()
-            grace.wait_for_text("Connection lost", "#status")
-            ada.wait_for_people("Ada <b>")
+            # What a tab without a network misses, and what it says, come when it is back. Chromium tells the page, and
+            # holds what goes through an open WebSocket without closing it, as where a phone loses its signal.
+            grace.page.context.set_offline(True)
+            expect(grace.status).to_contain_text("Connection lost")
+            expect(ada.people).to_have_text(["Ada <b>"])
             ada.say("one")
-            ada.wait_for_text("one")
+            expect(ada.conversation).to_contain_text("one")
             grace.say("two")
-            grace.wait_for_text("two", "#pending")
+            expect(grace.pending).to_contain_text("two")
             assert grace.said() == ["typed", hostile]
-            grace.go_offline(False)
-            for page in pages:
-                page.wait_for_text("two")
-                page.wait_for_people("Ada <b>", "Grace")
-                assert page.said() == ["typed", hostile, "one", "two"]
-            assert not grace.tab.evaluate("document.querySelector('#pending').innerText")
+            grace.page.context.set_offline(False)
+            for each in both:
+                expect(each.conversation).to_contain_text("two")
+                expect(each.people).to_have_text(["Ada <b>", "Grace"])
+                assert each.said() == ["typed", hostile, "one", "two"]
+            expect(grace.pending).to_be_empty()
 
             os.killpg(program.process.pid, signal.SIGKILL)
             program.process.wait(PATIENCE)
-            for page in pages:
-                page.wait_for_text("Connection lost", "#status")
+            for each in both:
+                expect(each.status).to_contain_text("Connection lost")
             grace.say("three")
             publish(url, "room/lobby", "Tea is ready")
         with gunicorn_server(*arguments, bind=address):
-            for page in pages:
-                page.wait_for_text("Tea is ready")
-                page.wait_for_text("three")
+            for each in both:
+                expect(each.conversation).to_contain_text("Tea is ready")
+                expect(each.conversation).to_contain_text("three")
                 # Those of the workers that were killed are gone as well.
-                page.wait_for_people("Ada <b>", "Grace")
-                assert page.said() == ["typed", hostile, "one", "two", "three"]
-                assert "missing" not in page.tab.text()
+                expect(each.people).to_have_text(["Ada <b>", "Grace"])
+                assert each.said() == ["typed", hostile, "one", "two", "three"]
+                assert "missing" not in each.conversation.inner_text()
             # What the history does not have any more.
-            grace.tab.evaluate("position = '1-1', lost()")
-            grace.wait_for_text("You were away for too long: some messages are missing here.")
-            ada.tab.screenshot(tmp_path / "chat.png")
-            assert (tmp_path / "chat.png").read_bytes().startswith(b"\x89PNG")
+            grace.page.evaluate("position = '1-1', lost()")
+            expect(grace.conversation).to_contain_text("You were away for too long: some messages are missing here.")

@@ -8,17 +8,18 @@ import json
 import shutil
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
 import aiohttp
 import pytest
+from playwright.sync_api import Browser, Page
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.browser import Browser, Tab, find_chromium
 from tests.programs import PATIENCE, Program, development_server, gunicorn_server
 
 APP = '''
@@ -168,8 +169,12 @@ class AiohttpClient:
     @contextmanager
     def open(self, url: str, protocols: Sequence[str] = ()) -> Iterator[AiohttpConnection]:
         loop = asyncio.new_event_loop()
-        run = loop.run_until_complete
-        try:
+        # In this thread the loop of Playwright, which has the browser, counts as running.
+        with closing(loop), ThreadPoolExecutor(1) as thread:
+
+            def run(awaitable: Any) -> Any:
+                return thread.submit(loop.run_until_complete, awaitable).result()
+
             session = run(self._session())
             try:
                 # Pings are answered, and pongs seen, in receive() below.
@@ -179,8 +184,6 @@ class AiohttpClient:
                 run(websocket.close())
             finally:
                 run(session.close())
-        finally:
-            loop.close()
 
     async def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession()
@@ -292,18 +295,19 @@ class ChromiumClient:
 
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
-        self._tabs: dict[str, Tab] = {}
+        self._pages: dict[str, Page] = {}
 
     @contextmanager
     def open(self, url: str, protocols: Sequence[str] = ()) -> Iterator[ScriptConnection]:
         parts = urlsplit(url)
         origin = f"http://{parts.netloc}/"
-        if origin not in self._tabs:
-            self._tabs[origin] = self._browser.open(origin)
-            self._tabs[origin].evaluate(SCRIPT.read_text())
-        tab = self._tabs[origin]
+        if origin not in self._pages:
+            self._pages[origin] = self._browser.new_page()
+            self._pages[origin].goto(origin)
+            self._pages[origin].add_script_tag(path=SCRIPT)
+        page = self._pages[origin]
         connection = ScriptConnection(
-            lambda command: tab.evaluate(f"run({json.dumps(command)})"), url, protocols, self.compresses
+            lambda command: page.evaluate("(command) => run(command)", command), url, protocols, self.compresses
         )
         yield connection
         connection.close(1000, "")
@@ -346,14 +350,6 @@ def node(stack: ExitStack) -> Program:
     if not (SCRIPT.parent / "node_modules" / "ws").is_dir():
         pytest.skip("the package ws is missing: npm install --prefix tests/node")
     return stack.enter_context(Program(executable, str(SCRIPT)))
-
-
-@pytest.fixture(scope="module")
-def browser(stack: ExitStack, tmp_path_factory: pytest.TempPathFactory) -> Browser:
-    executable = find_chromium()
-    if executable is None:
-        pytest.skip("there is no Chromium on PATH")
-    return stack.enter_context(Browser(executable, tmp_path_factory.mktemp("profile")))
 
 
 CLIENTS: dict[str, Callable[[pytest.FixtureRequest], Client]] = {

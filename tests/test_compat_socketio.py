@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import socketio
+from playwright.sync_api import Page, expect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.browser import Browser, find_chromium
 from tests.programs import PATIENCE, ROOT, Program, development_server, gunicorn_server
 from tests.redis_server import any_kind, running
 
@@ -241,39 +241,32 @@ def test_a_packet_that_is_too_large(served: tuple[str, Program]) -> None:
         assert closed.value.rcvd.code == 1009
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    executable = find_chromium()
-    if executable is None:
-        pytest.skip("there is no Chromium on PATH")
-    if not SCRIPT.exists():
-        pytest.skip("the package socket.io-client is missing: npm install --prefix tests/node")
-    with Browser(executable, tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
-
-
-def test_chat_in_chromium_and_a_stop(browser: Browser, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(
+    not SCRIPT.exists(), reason="the package socket.io-client is missing: npm install --prefix tests/node"
+)
+def test_chat_in_chromium_and_a_stop(
+    open_page: Callable[[str], Page], directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CHAT_CLIENT", str(SCRIPT))
     with serving(directory, "geventws.Worker") as (address, program):
-        pages = {transports: browser.open(f"http://{address}/?transports={transports}") for transports in (
+        pages = {transports: open_page(f"http://{address}/?transports={transports}") for transports in (
             "websocket", "polling,websocket")}  # fmt: skip
         for page in pages.values():
-            page.wait_for("document.getElementById('state').textContent === 'websocket'")
+            expect(page.locator("#state")).to_have_text("websocket")
         assert sessions(address) == 2
         with client(address) as python:
             python.receive(PATIENCE)
             for transports, page in pages.items():
-                page.bring_to_front()
-                page.type(f"by {transports}")
-                page.press_enter()
+                page.get_by_role("textbox").fill(f"by {transports}")
+                page.get_by_role("textbox").press("Enter")
                 assert python.receive(PATIENCE) == ["said", f"by {transports}"]
             python.emit("say", "to all")
             for page in pages.values():
-                page.wait_for("document.getElementById('log').innerText.includes('to all')")
+                expect(page.locator("#log")).to_contain_text("to all")
         program.process.send_signal(signal.SIGTERM)
         for page in pages.values():
             # No other than a session of ours says so.
-            page.wait_for("document.getElementById('state').textContent === 'gone transport close 1001'")
+            expect(page.locator("#state")).to_have_text("gone transport close 1001")
         assert program.stop() == 0
         lines = program.rest()
     accesses = [line for line in lines if "transport=websocket" in line]

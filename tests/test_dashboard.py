@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Page, expect
 from websockets.sync.client import ClientConnection, connect
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import Unauthorized
 
 import geventws
 from geventws import Topics, dashboard
-from tests.browser import Browser, find_chromium
 from tests.faces import Face, MakeFace, PlainFace, either, fetch, refused
 from tests.peer import Peer, serving, wait_until
 from tests.programs import PATIENCE, development_server, gunicorn_server
 from tests.wire import frame
-
-CHROMIUM = find_chromium()
 
 
 @pytest.fixture(autouse=True)
@@ -376,7 +374,7 @@ app.register_blueprint(dashboard.Blueprint(allow=lambda request: True))
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[str]:
+def watched_server(tmp_path: Path) -> Iterator[str]:
     (tmp_path / "app.py").write_text(PAGE)
     with development_server("app:app", tmp_path) as (address, program):
         yield address
@@ -384,41 +382,39 @@ def page(tmp_path: Path) -> Iterator[str]:
     assert not [line for line in program.rest() if "Traceback" in line]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
-def test_in_a_browser(page: str, tmp_path: Path) -> None:
-    assert CHROMIUM is not None
+def test_in_a_browser(watched_server: str, open_page: Callable[[str], Page]) -> None:
     path = "/room/%3Cimg%20src%3Dx%20onerror%3Ddocument.title%3D1%3E"
-    with (
-        connect(f"ws://{page}{path}", proxy=None) as client,
-        Browser(CHROMIUM, tmp_path / "profile") as browser,
-    ):
-        tab = browser.open(f"http://{page}/dashboard/")
-        tab.wait_for("document.querySelectorAll('#rows tr').length === 2")
-        tab.wait_for("document.querySelector('#status').textContent === 'Live'")
+    with connect(f"ws://{watched_server}{path}", proxy=None) as client:
+        page = open_page(f"http://{watched_server}/dashboard/")
+        rows = page.locator("#rows tr")
+        expect(rows).to_have_count(2)
+        expect(page.get_by_role("status")).to_have_text("Live")
         # What a client sent is text.
-        tab.wait_for("document.body.innerText.includes('/room/<img src=x onerror=document.title=1>')")
-        assert tab.evaluate("document.images.length") == 0
-        assert tab.evaluate("document.title") == "WebSockets"
-        assert tab.evaluate("document.querySelector('#count').textContent") == "2 sessions in 1 worker"
+        expect(page.locator("#rows")).to_contain_text("/room/<img src=x onerror=document.title=1>")
+        expect(page.locator("img")).to_have_count(0)
+        expect(page).to_have_title("WebSockets")
+        expect(page.get_by_role("heading", name="2 sessions in 1 worker")).to_be_visible()
         # The charts move.
-        before = tab.evaluate("document.querySelector('.line').getAttribute('d')")
-        tab.wait_for(f"document.querySelector('.line').getAttribute('d') !== {json.dumps(before)}")
-        assert {"Open sessions", "Messages a second"} <= {name.partition(":")[0] for name in tab.accessible("image")}
+        line = page.locator(".line").first
+        expect(line).not_to_have_attribute("d", line.get_attribute("d") or "")
+        for chart in ("Open sessions", "Messages a second"):
+            expect(page.get_by_role("img", name=f"{chart}:")).to_be_visible()
         # Sorted, filtered, and closed by the button of the only row that is left.
-        tab.evaluate("document.querySelector('th button').click()")
-        assert tab.evaluate("document.querySelector('th').getAttribute('aria-sort')") == "ascending"
-        tab.evaluate("filter.value = 'onerror'; filter.dispatchEvent(new Event('input'))")
-        assert tab.evaluate("document.querySelectorAll('#rows tr').length") == 1
-        assert any(name.startswith("Close the session of 127.0.0.1 at /room/<img") for name in tab.accessible("button"))
-        tab.evaluate("document.querySelector('#rows button').click()")
-        assert tab.evaluate("document.querySelector('dialog').open")
-        tab.evaluate("cancel.click()")
-        assert not tab.evaluate("document.querySelector('dialog').open")
-        tab.evaluate("document.querySelector('#rows button').click()")
-        tab.evaluate("code.value = 4007; reason.focus()")
-        tab.type("from the page")
-        tab.press_enter()
+        first = page.get_by_role("columnheader").first
+        first.get_by_role("button").click()
+        expect(first).to_have_attribute("aria-sort", "ascending")
+        page.get_by_role("searchbox", name="Filter").fill("onerror")
+        expect(rows).to_have_count(1)
+        close = rows.get_by_role("button", name="Close the session of 127.0.0.1 at /room/<img")
+        dialog = page.get_by_role("dialog", name="Close this session?")
+        close.click()
+        dialog.get_by_role("button", name="Cancel").click()
+        expect(dialog).to_be_hidden()
+        close.click()
+        dialog.get_by_label("Close code").fill("4007")
+        dialog.get_by_label("Reason").fill("from the page")
+        dialog.get_by_label("Reason").press("Enter")
         with pytest.raises(Exception, match="4007") as closed:
             client.recv(PATIENCE)
         assert "from the page" in str(closed.value)
-        tab.wait_for("document.querySelectorAll('#rows tr').length === 0")
+        expect(rows).to_have_count(0)

@@ -22,12 +22,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from playwright.sync_api import Page, expect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.extensions import ClientExtensionFactory, Extension
 from websockets.frames import Frame
@@ -37,7 +38,6 @@ import geventws
 from geventws import __main__ as command
 from geventws.frames import CloseCode
 from tests import redis_server
-from tests.browser import Browser, find_chromium
 from tests.programs import PATIENCE, ROOT, Program, development_server, gunicorn_server
 
 DOCS = ROOT / "docs"
@@ -280,22 +280,18 @@ def test_start(tmp_path: Path) -> None:
             assert connection.recv(PATIENCE) == "welcome"
 
 
-@pytest.mark.skipif(not find_chromium(), reason="there is no Chromium here")
-def test_start_in_a_browser(tmp_path: Path) -> None:
+def test_start_in_a_browser(tmp_path: Path, open_page: Callable[[str], Page]) -> None:
     """The page of the first five minutes, as it stands there."""
     write(tmp_path, code("docs/start.md"))
     (tmp_path / "page.html").write_text(blocks("docs/start.md", "html")[0].code)
-    chromium = find_chromium()
-    assert chromium is not None
-    with (
-        development_server("app:app", tmp_path) as (address, _),
-        Browser(chromium, tmp_path / "profile") as browser,
-    ):
-        tab = browser.open(f"http://{address}/")
-        tab.evaluate("socket.readyState || new Promise((opened) => socket.addEventListener('open', () => opened()))")
-        tab.type("Grüße")
-        tab.press_enter()
-        tab.wait_for("document.querySelector('#log').textContent === 'Grüße\\n'")
+    with development_server("app:app", tmp_path) as (address, _):
+        page = open_page(f"http://{address}/")
+        page.wait_for_function("socket.readyState === WebSocket.OPEN")
+        text = page.get_by_role("textbox")
+        expect(text).to_be_focused()
+        text.press_sequentially("Grüße")
+        text.press("Enter")
+        expect(page.locator("#log")).to_have_text("Grüße")
 
 
 def test_handlers(tmp_path: Path) -> None:
