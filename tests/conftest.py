@@ -6,12 +6,17 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import geventws
 from tests.programs import PATIENCE
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--picture", metavar="FILE", type=Path, help="write the chat's picture to FILE, as PNG")
 
 
 def pytest_report_header() -> str:

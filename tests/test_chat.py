@@ -500,3 +500,36 @@ def test_two_tabs(open_page: Callable[[str], Page]) -> None:
             # What the history does not have any more.
             grace.page.evaluate("position = '1-1', lost()")
             expect(grace.conversation).to_contain_text("You were away for too long: some messages are missing here.")
+
+
+@needs_valkey
+def test_picture(
+    chat: tuple[str, str], open_page: Callable[[str], Page], tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    """The documentation's picture of the chat, which ``--picture FILE`` keeps."""
+    address, url = chat
+    persons = []
+    for name in ("Edsger", "Ada", "Grace"):
+        persons.append(Person(open_page(f"http://{address}/room/tea%20room?name={name}")))
+        persons[-1].wait_for_connection()
+    edsger, ada, grace = persons
+    expect(ada.people).to_have_text(["Ada", "Edsger", "Grace"])
+    for each, text in (
+        (grace, "Does this come from your worker or from mine?"),
+        (ada, "From mine, by way of Valkey."),
+        (edsger, "And what did I miss?"),
+        (
+            grace,
+            "Nothing. Your page came back by itself, and asked for what was said since the last that it had.",
+        ),
+    ):
+        each.say(text)
+        expect(ada.conversation).to_contain_text(text)
+    publish(url, "room/tea room", "Tea is ready")
+    expect(ada.conversation).to_contain_text("Tea is ready")
+    edsger.message.press_sequentially("Coming")
+    expect(ada.typing).to_have_text("Edsger is typing…")
+    picture = pytestconfig.getoption("picture") or tmp_path / "chat.png"
+    ada.page.set_viewport_size({"width": 720, "height": 540})
+    ada.page.screenshot(path=picture)
+    assert picture.read_bytes().startswith(b"\x89PNG")
