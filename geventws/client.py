@@ -230,9 +230,11 @@ class _Connector:
             late = f"{self._url} was not open within {self._open_timeout:g} s, {doing}"
             raise TimeoutError(late) from None
         except OSError as error:
+            # The system's own words say neither where to, nor that a proxy stands between.
             if error.strerror and not isinstance(error, ssl.SSLError):
-                # The system's own words say neither where to, nor that a proxy stands between.
                 error.strerror = f"{error.strerror}, {doing}"
+            elif error.errno is None:
+                error.args = (f"{error}, {doing}",)
             raise
         finally:
             timer.close()

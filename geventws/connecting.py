@@ -143,7 +143,7 @@ def _named(url: str) -> str:
 
 def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and not isinstance(error, ssl.SSLError):
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return error.strerror
     return str(error) or type(error).__name__
 
 

@@ -139,18 +139,10 @@ def dial(destination: Destination, tell: Callable[[str], object]) -> Any:
     url, proxy = destination.url, destination.proxy
     if destination.unix_socket is not None:
         tell(f"connecting to {destination.unix_socket}")
-        try:
-            sock = _connect(AF_UNIX, 0, destination.unix_socket)
-        except OSError as error:
-            if error.errno is None:
-                raise OSError(f"{error}: {destination.unix_socket!r}") from None
-            raise OSError(error.errno, error.strerror, destination.unix_socket) from None
+        sock = _connect(AF_UNIX, 0, destination.unix_socket)
     elif proxy is not None:
         tell(f"connecting to the proxy {proxy}")
-        try:
-            sock = _connect_to_host(proxy.host, proxy.port)
-        except OSError as error:
-            raise _of_proxy(error, proxy) from None
+        sock = _connect_to_host(proxy.host, proxy.port)
     else:
         tell(f"connecting to {url.host} port {url.port}")
         sock = _connect_to_host(url.host, url.port)
@@ -165,12 +157,6 @@ def dial(destination: Destination, tell: Callable[[str], object]) -> Any:
         sock.close()
         raise
     return sock
-
-
-def _of_proxy(error: OSError, proxy: Proxy) -> OSError:
-    """``error`` in words that name the proxy: who has it from the environment may not know of it."""
-    told = f"{error.strerror or error}, connecting to the proxy {proxy}"
-    return type(error)(told) if error.errno is None else type(error)(error.errno, told)
 
 
 def _connect_to_host(host: str, port: int) -> Any:

@@ -679,9 +679,9 @@ class TestWays:
 
     def test_a_unix_socket_that_is_not_there(self, tmp_path: Path) -> None:
         path = tmp_path / "s"
-        with pytest.raises(FileNotFoundError, match=rf"No such file or directory: '{path}'"):
+        with pytest.raises(FileNotFoundError, match=f"No such file or directory, connecting to {path}$"):
             connect("ws://localhost/", unix_socket=path)
-        with pytest.raises(OSError, match=r"^AF_UNIX path too long: '/x+'"):
+        with pytest.raises(OSError, match=r"^AF_UNIX path too long, connecting to /x+$"):
             connect("ws://localhost/", unix_socket="/" + "x" * 200)
 
     def test_ipv6(self) -> None:
@@ -1215,7 +1215,7 @@ class TestCommand:
                 ["ws://u:p@127.0.0.1:1/"],
                 "no connection to ws://127.0.0.1:1/: Connection refused, connecting to 127.0.0.1 port 1\n",
             ),
-            (["ws://a/", "--unix", "/no/s"], "no connection to ws://a/: No such file or directory: /no/s\n"),
+            (["ws://a/", "--unix", "/no"], "no connection to ws://a/: No such file or directory, connecting to /no\n"),
         ):
             assert self.run(*arguments) == (1, b"", told)
 
