@@ -72,8 +72,8 @@ class Metrics:
     :param topics: the ``Topics`` whose statistics are counted as well, or a mapping of names to some.
     :param interval: seconds between two looks at the open sessions.
 
-    Raises ``UsageError`` for an app without the extension, ``TypeError`` for what is no app, ``ValueError`` for an
-    interval that is not above 0.
+    Raises ``UsageError`` for an app without the extension, a registry that has such figures, and a directory that is
+    missing; ``TypeError`` for what is no app, registry or topics; ``ValueError`` for an interval that is not above 0.
     """
 
     def __init__(
@@ -91,6 +91,9 @@ class Metrics:
             raise TypeError(
                 f"topics must be a geventws.Topics, a mapping of names to such, or None, not {shown(topics)}"
             )
+        directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if directory is not None and not (os.path.isdir(directory) and os.access(directory, os.W_OK)):
+            raise UsageError(f"PROMETHEUS_MULTIPROC_DIR must name a directory to write to, not {shown(directory)}")
         observed = _observed(app)
         self.registry = registry
         self._interval = interval
@@ -101,8 +104,16 @@ class Metrics:
         self._looks = False
         self._process = os.getpid()
         # Ahead of the figures, so that a scrape of this process has those of this moment.
-        registry.register(_Look(self))
-        self._make(registry)
+        look = _Look(self)
+        registry.register(look)
+        try:
+            self._make(registry)
+        except ValueError:
+            # All that prometheus-client says of it is the first of the names.
+            registry.unregister(look)
+            raise UsageError(
+                "the registry has geventws' figures already: have one Metrics for a registry, or give this registry="
+            ) from None
         observers = Observers()
         observers.opened.append(self._opened)
         observers.closed.append(self._closed)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import urandom
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from gevent import Timeout
+from gevent import Timeout, get_hub
 from gevent.event import AsyncResult
 
 from geventws.arguments import check_wait
@@ -156,6 +156,7 @@ class WebSocketSession:
     def flush(self) -> None:
         """Blocks until all that was sent is with the operating system; raises ``ConnectionClosed``."""
         self.accept_if_needed()
+        _check_thread(self.connection)
         self.connection.wait_flushed()
 
     def close(self, code: int = 1000, reason: str = "") -> None:
@@ -168,6 +169,7 @@ class WebSocketSession:
         close_reason.to_payload()
         self.accept_if_needed()
         connection = self.connection
+        _check_thread(connection)
         connection.start_close(close_reason)
         connection.wait_closed(None)
 
@@ -193,6 +195,7 @@ class WebSocketSession:
         """
         check_wait("timeout", timeout)
         self.accept_if_needed()
+        _check_thread(self.connection)
         return self.connection.wait_closed(timeout)
 
     def __iter__(self) -> Iterator[Any]:
@@ -379,6 +382,7 @@ class DefaultWebSocketSession(WebSocketSession):
         check_wait("timeout", timeout)
         self.accept_if_needed()
         connection = self.connection
+        _check_thread(connection)
         if self.closed:
             raise ConnectionClosed(connection.ending())
         payload = urandom(8)
@@ -480,6 +484,15 @@ class DefaultWebSocketSession(WebSocketSession):
             self._pinger = None
         if self._ping_interval is not None and self.connection.state == OPEN:
             self._pinger = Pinger(self.connection, self._ping_interval, self.connection.timeout, True)
+
+
+def _check_thread(connection: Connection) -> None:
+    """Raises ``UsageError`` in another thread than that of the session, where a wait for it would never end."""
+    if connection.hub is not get_hub():
+        raise UsageError(
+            "a session must be used in the thread that runs it: another one has it used there, by "
+            "hub.loop.run_callback_threadsafe(gevent.spawn, session.send, message) with that thread's gevent.get_hub()"
+        )
 
 
 def _is_buffer(value: object) -> bool:

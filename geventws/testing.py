@@ -259,6 +259,16 @@ class DefaultWebSocketTestSession(WebSocketTestSession, DefaultWebSocketClientSe
         """
         super().send(message)  # type: ignore[arg-type]
 
+    def ping(self, timeout: float | None = None) -> float:
+        """Sends a ping and blocks until its pong is here; gives the seconds between, and raises as a client's."""
+        peer = self.peer
+        peer.check_thread()
+        check_wait("timeout", timeout)
+        # Its own limit ends it; this is for a thread that is blocked.
+        limit = max(0.0, self.timeout if timeout is None else timeout)
+        with peer.limited(limit + peer.patience, "no pong came"):
+            return super().ping(timeout)
+
     def receive_deserialized(self, type: Any = None, timeout: float | _Default | None = _DEFAULT) -> Any:
         """The next message as the object that the content converter makes of it; blocks and raises as `receive`."""
         return self._converter().deserialize(self.receive(timeout), type)

@@ -324,3 +324,23 @@ def test_two_workers_are_one_to_prometheus(several: Any) -> None:
         os.kill(killed, signal.SIGKILL)
         eventually(lambda: scrape().value("open_sessions", route=route) < count, "the end of the dead worker's gauges")
         assert scrape().value("received_messages_total", route=route) == 2
+
+
+def test_figures_that_a_registry_has_already() -> None:
+    registry = CollectorRegistry()
+    metrics.install(geventws.WebSockets(), registry=registry)
+    with pytest.raises(geventws.UsageError, match="the registry has geventws' figures already: have one Metrics"):
+        metrics.install(geventws.WebSockets(), registry=registry)
+
+
+def test_a_directory_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told at once, not in the log of each session."""
+    (tmp_path / "file").touch()
+    for directory in (str(tmp_path / "nowhere"), str(tmp_path / "file"), ""):
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", directory)
+        with pytest.raises(
+            geventws.UsageError, match="PROMETHEUS_MULTIPROC_DIR must name a directory to write to, not '"
+        ):
+            metrics.install(geventws.WebSockets(), registry=CollectorRegistry())
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    metrics.install(geventws.WebSockets(), registry=CollectorRegistry())

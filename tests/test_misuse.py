@@ -16,7 +16,7 @@ from wsgiref.simple_server import make_server as make_wsgiref_server
 
 import flask
 import pytest
-from gevent import pywsgi, socket
+from gevent import get_hub, pywsgi, socket
 from werkzeug.serving import WSGIRequestHandler as WerkzeugRequestHandler
 from werkzeug.serving import make_server as make_werkzeug_server
 
@@ -628,6 +628,13 @@ class TestCalls:
             said_in(lambda session: session.start_close(*arguments)),
         ):
             assert (type(error), str(error)) == (kind, said)
+
+    @pytest.mark.parametrize("method", ["ping", "flush", "close", "wait_closed"])
+    def test_another_thread(self, method: str) -> None:
+        """Where the wait would never end, for its own hub has nothing to wait for."""
+        error = said_in(lambda session: get_hub().threadpool.apply(getattr(session, method)))
+        assert type(error) is UsageError
+        assert str(error).startswith("a session must be used in the thread that runs it")
 
     def test_a_text_frame_of_bytes(self) -> None:
         with pytest.raises(TypeError, match="the message of a text frame must be a str, not bytes"):
