@@ -14,7 +14,6 @@ cdef class Delivery:
     cdef list connections
     cdef SharedMessage message
     cdef bint closes
-    cdef Connection excluded
     cdef Py_ssize_t position
     cdef readonly Py_ssize_t taken, lagging
     cdef readonly bint done
@@ -39,7 +38,7 @@ cdef class Deliverer:
     @cython.locals(delivery=Delivery)
     cdef _offer(self)
     @cython.locals(
-        connections=list, message=SharedMessage, excluded=Connection, connection=Connection, small=cython.bint,
+        connections=list, message=SharedMessage, connection=Connection, small=cython.bint,
         between=Py_ssize_t, start=Py_ssize_t, result=int, forks=int, frame=bytes, first_of_turn=cython.bint,
     )
     cdef _offer_one(self, Delivery delivery)
@@ -49,4 +48,4 @@ cdef class Deliverer:
 
 
 @cython.locals(deliverer=Deliverer, delivery=Delivery)
-cpdef Delivery deliver(list connections, SharedMessage message, bint closes=*, Connection excluded=*)
+cpdef Delivery deliver(list connections, SharedMessage message, bint closes=*)

@@ -37,13 +37,10 @@ TAKEN, LAGS = 1, 2
 class Delivery:
     """One message on its way into the outputs of many connections."""
 
-    def __init__(
-        self, connections: list[Connection], message: SharedMessage, closes: bool, excluded: Connection | None
-    ) -> None:
+    def __init__(self, connections: list[Connection], message: SharedMessage, closes: bool) -> None:
         self.connections = connections
         self.message = message
         self.closes = closes
-        self.excluded = excluded
         self.position = 0
         #: How many connections took the message so far, and how many it was withheld from since they lag behind.
         self.taken = 0
@@ -66,10 +63,8 @@ class Delivery:
             self._finished.set()
 
 
-def deliver(
-    connections: list[Connection], message: SharedMessage, closes: bool = False, excluded: Connection | None = None
-) -> Delivery:
-    """Sends a message to all ``connections`` but ``excluded``; never blocks, also in the hub.
+def deliver(connections: list[Connection], message: SharedMessage, closes: bool = False) -> Delivery:
+    """Sends a message to all ``connections``; never blocks, also in the hub.
 
     Connections that are not open are passed over. One that lags behind, with more than its ``write_limit`` waiting for
     its peer, is left out, and closed with 1013 where ``closes`` says so. One whose extension fails is closed with 1011.
@@ -81,7 +76,7 @@ def deliver(
     deliverer = hub.__dict__.get("geventws_deliverer")
     if deliverer is None:
         deliverer = hub.__dict__["geventws_deliverer"] = Deliverer(hub)
-    delivery = Delivery(connections, message, closes, excluded)
+    delivery = Delivery(connections, message, closes)
     deliverer.begin(delivery)
     return delivery
 
@@ -167,7 +162,7 @@ class Deliverer:
 
     def _offer_one(self, delivery: Delivery) -> None:
         """Offers the message of ``delivery`` until the slice is over."""
-        connections, message, excluded = delivery.connections, delivery.message, delivery.excluded
+        connections, message = delivery.connections, delivery.message
         small = len(message.payload) <= SMALL_SIZE
         # A large message may take long at each connection, a small one only where many compress it.
         between = CONNECTIONS_BETWEEN_LOOKS if small else 1
@@ -183,22 +178,21 @@ class Deliverer:
                         connection = connections[delivery.position]
                         # Now: this goes on in another call where what is called here comes to wait.
                         delivery.position += 1
-                        if connection is not excluded:
+                        result = connection.offer(message, frame, forks)
+                        if result == LAGS and connection.write_watcher is None:
+                            # What waits may be this turn's own messages, which the peer had no chance to take yet.
+                            connection.flush()
                             result = connection.offer(message, frame, forks)
-                            if result == LAGS and connection.write_watcher is None:
-                                # What waits may be this turn's own messages, which the peer had no chance to take yet.
+                        if result == TAKEN:
+                            delivery.taken += 1
+                            if not small:
                                 connection.flush()
-                                result = connection.offer(message, frame, forks)
-                            if result == TAKEN:
-                                delivery.taken += 1
-                                if not small:
-                                    connection.flush()
-                                elif not connection.awaits_flush:
-                                    connection.awaits_flush = first_of_turn = True
-                            elif result == LAGS:
-                                delivery.lagging += 1
-                                if delivery.closes:
-                                    connection.start_close(TOO_SLOW)
+                            elif not connection.awaits_flush:
+                                connection.awaits_flush = first_of_turn = True
+                        elif result == LAGS:
+                            delivery.lagging += 1
+                            if delivery.closes:
+                                connection.start_close(TOO_SLOW)
                         if delivery.position % between == 0 and self._late():
                             return
                 except Exception:
