@@ -1,10 +1,13 @@
 cimport cython
 
 from geventws.arrivals cimport Arrivals
+from geventws.deadlines cimport MessageDeadline, UptakeDeadline
+from geventws.fragmenting cimport Fragmenting
 from geventws.protocol.buffer cimport Buffer
 from geventws.protocol.codec cimport Reader
-from geventws.protocol.shared cimport SharedFrame, SharedMessage
-from geventws.schedule cimport Entry, Schedule
+from geventws.protocol.output cimport Output
+from geventws.protocol.shared cimport SharedMessage
+from geventws.schedule cimport Schedule
 from geventws.switching cimport current, switch
 from geventws.transport cimport Transport, fork_count, monotonic
 
@@ -12,7 +15,7 @@ from geventws.transport cimport Transport, fork_count, monotonic
 cdef int CONNECTING, OPEN, CLOSING, CLOSED
 cdef int READING, WRITING, BEGINNING, DELIVERING
 cdef int CLOSES, TAKEN, LAGS
-cdef int READS_AT_A_TIME, GATHERED_SIZE, MESSAGES_BETWEEN_LOOKS, DIRECT_SIZE, LARGE_SIZE, OUTPUT_CAP
+cdef int READS_AT_A_TIME, GATHERED_SIZE, MESSAGES_BETWEEN_LOOKS, LARGE_SIZE, OUTPUT_CAP
 cdef double TURN_SECONDS, SLICE_SECONDS
 
 
@@ -20,13 +23,12 @@ cdef class Connection:
     # What a delivery looks at comes first, side by side.
     cdef readonly int state
     cdef int forks
-    cdef readonly bint close_sent, masking
+    cdef readonly bint close_sent
     cdef public bint awaits_flush
-    cdef readonly Py_ssize_t write_limit, messages_sent
-    cdef readonly Buffer output
+    cdef readonly Py_ssize_t write_limit
+    cdef readonly Output output
     cdef readonly Transport transport
-    cdef readonly tuple encoders
-    cdef object fragmenting
+    cdef Fragmenting fragmenting
     cdef readonly object write_watcher, hub
     cdef public object settings, timeout, max_frame_size, close_reason, session, subscriptions
     cdef readonly bint raw, client, paused, failed
@@ -37,15 +39,13 @@ cdef class Connection:
     cdef bytearray shared
     cdef Arrivals arrivals
     cdef readonly Schedule schedule
-    cdef Entry message_entry, close_entry, stall_entry
+    cdef MessageDeadline message_deadline
+    cdef UptakeDeadline stall_deadline, close_deadline
     cdef bytes held
     cdef bint gathering, resting, discarding, ended, in_hub
     cdef readonly double opened_at
-    cdef double turn_ends, message_timeout, message_since, paused_since
-    cdef object drained, gone, postponed, slice_timer
-    cdef long long sent_before, sent_before_close, taken, ahead_of_ping
-    cdef long long queued_before, queued_before_close
-    cdef Py_ssize_t message_begun, postponed_size
+    cdef double turn_ends, message_timeout
+    cdef object drained, gone, slice_timer
     cdef object __weakref__
 
     cpdef receive(self)
@@ -68,24 +68,17 @@ cdef class Connection:
     cdef _pause(self)
     cdef _resume(self)
     cdef _resume_soon(self)
-    cdef _watch_message(self)
+    cdef _note_message(self)
+    cpdef _message_missed(self)
     cpdef send(self, int first, payload)
-    cdef _wait_to_send(self)
-    @cython.locals(output=Buffer)
-    cdef _append(self, int first, payload)
-    cdef _flush_unless_gathering(self)
     cpdef send_message(self, int opcode, payload)
     cpdef send_fragment(self, int opcode, payload, bint fin)
-    @cython.locals(first=int)
-    cdef _append_encoded(self, int opcode, payload, bint fin)
-    @cython.locals(output=Buffer)
+    cdef int _wait_to_send(self) except -1
+    cdef int _flush_or_gather(self) except -1
+    @cython.locals(output=Output)
     cdef int offer(self, SharedMessage message, bytes frame, int forks) except -1
-    cdef int _postpone(self, SharedMessage message) except -1
-    @cython.locals(frame=SharedFrame)
-    cdef _append_shared(self, SharedMessage message)
     @cython.locals(transport=Transport)
     cdef int flush_offered(self, int forks) except -1
-    cdef _wait_turn(self)
     @cython.locals(done=cython.bint)
     cpdef flush(self)
     cdef _wait_drained(self)
@@ -93,19 +86,17 @@ cdef class Connection:
     cdef _wait_to_write(self)
     cdef _start_writing(self)
     cdef _stop_writing(self)
-    @cython.locals(output=Buffer, before=Py_ssize_t, done=cython.bint)
+    @cython.locals(output=Output, before=Py_ssize_t, done=cython.bint)
     cdef _write(self)
     cdef _watch_stalled(self)
-    @cython.locals(writing=cython.bint)
+    @cython.locals(writing=cython.bint, deadline=UptakeDeadline)
     cpdef _stall_due(self)
     cpdef start_close(self, reason)
     cpdef fail(self, error)
     cdef _send_close(self, bytes payload)
     cdef _limit_closing(self)
-    @cython.locals(transport=Transport, moving=cython.bint)
+    @cython.locals(deadline=UptakeDeadline)
     cpdef _close_due(self)
-    @cython.locals(before=cython.longlong)
-    cpdef bint drains(self) except -1
     cdef _stop_input(self)
     cdef _peer_closed(self)
     cdef _end_of_input(self)

@@ -9,6 +9,9 @@ Reading: the hub's callback receives into a buffer that all connections of the h
 straight to the greenlet that waits in `receive`. What that greenlet sends meanwhile gathers in `output` and leaves in
 one system call when it waits again, after 64 KiB, or after a millisecond. Code that runs in the hub calls nothing
 that blocks, and lets no exception out: an exception stops a libev watcher silently, and the connection with it.
+
+What bytes mean is not told here: the Reader makes messages of them, and the Output makes them of messages. Whose turn
+it is while a message goes out in fragments stands in fragmenting.py, how long a peer may take in deadlines.py.
 connection.pxd gives the types to the compiled build.
 """
 
@@ -24,13 +27,14 @@ from gevent import GreenletExit, Timeout, get_hub
 from gevent.event import Event
 
 from geventws.arrivals import Arrivals
+from geventws.deadlines import MessageDeadline, UptakeDeadline
 from geventws.errors import ConnectionClosed, ProtocolError, UsageError
+from geventws.fragmenting import Fragmenting
 from geventws.frames import CloseCode, CloseReason, Frame
-from geventws.protocol.buffer import Buffer
 from geventws.protocol.codec import Reader
-from geventws.protocol.deflating import DeflateSession
+from geventws.protocol.output import Output
 from geventws.protocol.shared import SharedMessage
-from geventws.schedule import Entry, Schedule
+from geventws.schedule import Schedule
 from geventws.settings import Settings
 from geventws.spare_memory import SpareMemory
 from geventws.switching import current, switch
@@ -57,8 +61,6 @@ GATHERED_SIZE = 64 * 1024
 #: looked at once for so many messages, a power of two.
 TURN_SECONDS = 0.001
 MESSAGES_BETWEEN_LOOKS = 16
-#: A payload from this size on goes to the socket from where it lies, not through the buffer.
-DIRECT_SIZE = 16 * 1024
 #: Reading pauses while this much waits for a peer that only asks and never reads: pongs have no other bound.
 OUTPUT_CAP = 1024 * 1024
 
@@ -84,75 +86,74 @@ CLOSES, TAKEN, LAGS = 0, 1, 2
 class Connection:
     """A WebSocket connection of either role, with what default and raw sessions share.
 
-    ``raw`` says that the session gets frames and answers them itself. The settings that a session may change at any
-    time are attributes: ``timeout``, ``masking`` and, by `set_max_frame_size`, ``max_frame_size``.
+    ``raw`` says that the session gets frames and answers them itself. A session may change ``timeout`` at any time,
+    and the rest by `set_max_frame_size` and `set_masking`.
     """
 
     def __init__(self, settings: Settings, raw: bool, client: bool) -> None:
         self.settings = settings
         self.raw = raw
         self.client = client
-        self.state = CONNECTING
         self.timeout: float = settings.timeout
-        self.masking = settings.masking or client
         self.max_frame_size: int | None = settings.max_frame_size
-        self.write_limit = settings.write_limit or 0
-        self.output = Buffer()
-        self.reader: Reader = None  # type: ignore[assignment]
-        self.transport: Transport = None  # type: ignore[assignment]
-        self.encoders: tuple[ExtensionSession, ...] = ()
-        self.close_reason: CloseReason | None = None
-        #: Whether the WebSocket ends because of what the peer did wrong, which `close_reason` then tells.
-        self.failed = False
+        self.state = CONNECTING
         #: The session, which is told of awaited pongs (in the hub) and of the end.
         self.session: Any = None
         #: The first of its subscriptions to topics, which is told of the end.
         self.subscriptions: Any = None
-        #: Whether anything moved since a pinger looked last.
-        self.alive = True
+        self.transport: Transport = None  # type: ignore[assignment]
         self.hub: Any = None
+        self.schedule: Schedule = None  # type: ignore[assignment]
         #: The process's `fork_count` when it was opened: in a fork the connection is left alone.
         self.forks = 0
+        #: When it was opened, on the monotonic clock.
+        self.opened_at = 0.0
+        #: Whether anything moved since a pinger looked last.
+        self.alive = True
+
+        # Reading.
+        self.reader: Reader = None  # type: ignore[assignment]
+        #: What the hub's connections receive into, and whose turn it is there.
         self.shared: bytearray = None  # type: ignore[assignment]
         self.arrivals: Arrivals = None  # type: ignore[assignment]
-        self.schedule: Schedule = None  # type: ignore[assignment]
-        self.receiver: Any = None
-        self.gathering = False
-        self.turn_ends = 0.0
-        #: When it was opened, on the monotonic clock, and how many messages (raw: frames) were sent since.
-        self.opened_at = 0.0
-        self.messages_sent = 0
-        #: Whether the greenlet that receives lets others have their turn.
-        self.resting = False
-        self.input_over = False
-        self.close_sent = False
-        self.discarding = False
+        self.read_watcher: Any = None
+        #: Whether reading pauses, what was received and not read until then, and the timer that ends a short pause.
         self.paused = False
         self.held = b""
-        self.read_watcher: Any = None
-        self.write_watcher: Any = None
-        self.drained: Event | None = None
-        self.gone: Event | None = None
-        self.fragmenting: Any = None
-        #: What was offered while another message's fragments went out.
-        self.postponed: list[SharedMessage] | None = None
-        self.postponed_size = 0
-        #: Whether the hub is to flush what was offered when it has its turn.
-        self.awaits_flush = False
-        #: Whether the peer's FIN is here.
-        self.ended = False
+        self.slice_timer: Any = None
+        self.message_timeout = settings.message_timeout or 0.0
+        self.message_deadline: MessageDeadline | None = None
+        #: Whether no more is put into the queue, and whether all input is dropped.
+        self.input_over = False
+        self.discarding = False
+        #: The greenlet that waits in `receive`, and whether it only lets others have their turn.
+        self.receiver: Any = None
+        self.resting = False
+        #: Whether its replies gather, and when that ends.
+        self.gathering = False
+        self.turn_ends = 0.0
         #: Whether the hub runs a callback of this connection, so that `receiver` may be switched to.
         self.in_hub = False
-        self.message_timeout = settings.message_timeout or 0.0
-        self.message_begun = 0
-        self.message_since = self.paused_since = 0.0
-        self.message_entry: Entry | None = None
-        self.close_entry: Entry | None = None
-        self.stall_entry: Entry | None = None
-        self.slice_timer: Any = None
-        self.sent_before = self.sent_before_close = 0
-        self.queued_before = self.queued_before_close = 0
-        self.taken = self.ahead_of_ping = 0
+
+        # Writing.
+        self.output = Output(raw, settings.masking or client)
+        self.write_limit = settings.write_limit or 0
+        self.write_watcher: Any = None
+        self.drained: Event | None = None
+        self.stall_deadline: UptakeDeadline | None = None
+        self.fragmenting: Fragmenting | None = None
+        #: Whether the hub is to flush what was offered when it has its turn.
+        self.awaits_flush = False
+
+        # Closing.
+        self.close_sent = False
+        self.close_reason: CloseReason | None = None
+        #: Whether the WebSocket ends because of what the peer did wrong, which `close_reason` then tells.
+        self.failed = False
+        #: Whether the peer's FIN is here.
+        self.ended = False
+        self.close_deadline: UptakeDeadline | None = None
+        self.gone: Event | None = None
 
     # -- Opening
     # -----------------------------------------------------------------------------------------------------------------
@@ -168,7 +169,7 @@ class Connection:
         """Takes over a socket: sends ``head``, and reads ``read_ahead`` before what the socket brings."""
         settings = self.settings
         self.transport = transport
-        self.encoders = tuple(extensions)
+        self.output.extensions = tuple(extensions)
         self.hub = get_hub()
         self.forks = fork_count()
         common = self.hub.__dict__.get("geventws_common")
@@ -185,7 +186,7 @@ class Connection:
             extensions,
             rsv,
         )
-        self.reader.masking = self.masking
+        self.reader.masking = self.output.masking
         self.opened_at = monotonic()
         self.state = OPEN
         if head:
@@ -210,7 +211,7 @@ class Connection:
 
     def set_masking(self, masking: bool) -> None:
         """Sets whether outgoing frames are masked from now on."""
-        self.masking = masking
+        self.output.masking = masking
         if self.reader is not None:
             self.reader.masking = masking
 
@@ -404,6 +405,8 @@ class Connection:
             elif now > slice_ends:
                 late = True
                 break
+        if self.message_timeout and reader.within_message():
+            self._note_message()
         full = reader.read_limit and reader.queued >= reader.read_limit
         if reader.answered:
             reader.answered = False
@@ -413,8 +416,6 @@ class Connection:
             self._pause()
             if not full:
                 self._resume_soon()
-        if self.message_timeout and reader.within_message():
-            self._watch_message()
 
     def _deliver(self) -> None:
         """Lets the greenlet that waits in `receive` work off the queue, and sends its replies together."""
@@ -441,17 +442,17 @@ class Connection:
     def _pause(self) -> None:
         """Stops reading, so that TCP holds the peer."""
         self.paused = True
-        self.paused_since = monotonic()
+        if self.message_deadline is not None:
+            self.message_deadline.pause()
         if self.read_watcher is not None:
             self.read_watcher.stop()
             self._watch_stalled()
 
     def _resume(self) -> None:
         """Reads on: first what was held back, then the socket."""
-        if self.paused and self.message_entry is not None:
-            # While reading was paused the peer could not go on; that time doesn't count.
-            self.message_since += monotonic() - self.paused_since
         self.paused = False
+        if self.message_deadline is not None:
+            self.message_deadline.resume()
         if self.held and not self.discarding:
             held, self.held = bytearray(self.held), b""
             self._feed(held, 0, len(held))
@@ -467,25 +468,16 @@ class Connection:
             self.slice_timer = self.hub.loop.timer(0.0)
         self.slice_timer.start(self._begin)
 
-    def _watch_message(self) -> None:
-        """Notes when the message that has begun did, and looks whether it has ended in time."""
-        if self.message_entry is None:
-            self.message_entry = self.schedule.after(self.message_timeout, self._message_due)
-        elif self.reader.begun == self.message_begun:
-            return
-        self.message_begun = self.reader.begun
-        self.message_since = monotonic()
+    def _note_message(self) -> None:
+        if self.message_deadline is None:
+            self.message_deadline = MessageDeadline(
+                self.reader, self.schedule, self.message_timeout, self._message_missed
+            )
+        self.message_deadline.note()
 
-    def _message_due(self) -> None:
+    def _message_missed(self) -> None:
         """Ends a message that trickles in for too long."""
-        self.message_entry = None
-        if self.state != OPEN or not self.reader.within_message():
-            return
-        # A message that has begun since has some time left.
-        left = self.message_timeout if self.paused else self.message_since + self.message_timeout - monotonic()
-        if left > 0:
-            self.message_entry = self.schedule.after(left, self._message_due)
-        else:
+        if self.state == OPEN:
             late = f"a message took over {self.message_timeout:g} s to arrive"
             self.fail(ProtocolError(CloseCode.POLICY_VIOLATION, late))
 
@@ -499,10 +491,51 @@ class Connection:
         wait, not the frame. Raises ``ConnectionClosed``.
         """
         self._wait_to_send()
-        self._append(first, payload)
-        self._flush_unless_gathering()
-        if self.write_limit and self.output.length() > self.write_limit:
-            self._wait_drained()
+        self.output.put(first, payload)
+        self._flush_or_gather()
+
+    def send_message(self, opcode: int, payload: str | bytes | bytearray | memoryview) -> None:
+        """Sends one whole message.
+
+        Blocks and raises as `send`, and blocks while another greenlet sends a fragmented message.
+        """
+        while self.fragmenting is not None:
+            self.fragmenting.wait()
+        self._wait_to_send()
+        self.output.put_data(opcode, payload, True)
+        self._flush_or_gather()
+
+    def send_fragment(self, opcode: int, payload: str | bytes | bytearray | memoryview, fin: bool) -> None:
+        """Sends one data frame through the negotiated extensions; blocks and raises as `send`."""
+        self._wait_to_send()
+        self.output.put_data(opcode, payload, fin)
+        self._flush_or_gather()
+
+    def begin_fragments(self) -> None:
+        """Keeps other messages out until `end_fragments` (RFC 6455 5.4); blocks while another greenlet has the turn."""
+        while self.fragmenting is not None:
+            self.fragmenting.wait()
+        self.fragmenting = Fragmenting()
+
+    def end_fragments(self) -> None:
+        """Lets other messages go out again."""
+        fragmenting, self.fragmenting = self.fragmenting, None
+        assert fragmenting is not None
+        try:
+            for message in fragmenting.postponed:
+                if self.state == OPEN and not self.close_sent:
+                    self.output.put_shared(message)
+            if fragmenting.postponed:
+                self.flush()
+        finally:
+            # Whatever an extension raises: those who wait for their turn get it.
+            fragmenting.end()
+
+    def ping(self, payload: bytes) -> None:
+        """Sends a ping without ever blocking, for the schedule's greenlet serves all sessions."""
+        if self.state == OPEN and not self.close_sent:
+            self.output.append_frame(0x89, payload, self.output.masking)
+            self.flush()
 
     def _wait_to_send(self) -> None:
         """Blocks until there is room in the output; raises ``ConnectionClosed`` where nothing may be sent any more."""
@@ -512,67 +545,14 @@ class Connection:
         if self.state != OPEN or self.close_sent:
             raise ConnectionClosed(self.ending())
 
-    def _append(self, first: int, payload: str | bytes | bytearray | memoryview) -> None:
-        """Puts a frame into the output."""
-        output = self.output
-        if len(payload) < DIRECT_SIZE or self.masking:
-            output.append_frame(first, payload, self.masking)
-        else:
-            data = payload.encode() if isinstance(payload, str) else bytes(payload)
-            output.append_header(first, len(data))
-            output.append_body(data)
-        if first & 0x80 or self.raw:
-            self.messages_sent += 1
-
-    def _flush_unless_gathering(self) -> None:
-        """Flushes where nothing more is to gather; never blocks."""
-        if self.gathering and self.output.length() < GATHERED_SIZE and monotonic() < self.turn_ends:
-            return
-        self.flush()
-        if self.state == CLOSED:
-            raise ConnectionClosed(self.ending())
-
-    def send_message(self, opcode: int, payload: str | bytes | bytearray | memoryview) -> None:
-        """Sends one whole message.
-
-        Blocks and raises as `send`, and blocks while another greenlet sends a fragmented message.
-        """
-        if self.fragmenting is not None:
-            self._wait_turn()
-        if self.encoders:
-            self.send_fragment(opcode, payload, True)
-        else:
-            self.send(0x80 | opcode, payload)
-
-    def send_fragment(self, opcode: int, payload: str | bytes | bytearray | memoryview, fin: bool) -> None:
-        """Sends one data frame through the negotiated extensions; blocks and raises as `send`."""
-        if not self.encoders:
-            self.send(0x80 | opcode if fin else opcode, payload)
-            return
-        self._wait_to_send()
-        self._append_encoded(opcode, payload, fin)
-        self._flush_unless_gathering()
+    def _flush_or_gather(self) -> None:
+        """Flushes where nothing more is to gather; blocks while too much waits for the peer."""
+        if not (self.gathering and self.output.length() < GATHERED_SIZE and monotonic() < self.turn_ends):
+            self.flush()
+            if self.state == CLOSED:
+                raise ConnectionClosed(self.ending())
         if self.write_limit and self.output.length() > self.write_limit:
             self._wait_drained()
-
-    def _append_encoded(self, opcode: int, payload: str | bytes | bytearray | memoryview, fin: bool) -> None:
-        """Puts a data frame into the output as the extensions make it.
-
-        Nothing yields until it is there: compressors need the order of the wire.
-        """
-        if len(self.encoders) == 1 and isinstance(self.encoders[0], DeflateSession):
-            # Spares a Frame where nobody else is to see one.
-            deflated = self.encoders[0].deflated(opcode, payload, fin)
-            first = 0x80 | opcode if fin else opcode
-            if deflated is None:
-                self._append(first, payload)
-            else:
-                self._append(first | 0x40 if opcode else first, deflated)
-            return
-        frame = Frame(opcode, payload.encode() if isinstance(payload, str) else bytes(payload), fin)  # type: ignore[arg-type]
-        for extension in self.encoders:
-            frame = extension.encode(frame)
-        self._append((0x80 if frame.fin else 0) | frame.rsv << 4 | frame.opcode, frame.payload)
 
     def offer(self, message: SharedMessage, frame: bytes | None, forks: int) -> int:
         """Puts a message for many sessions into the output; never blocks or flushes.
@@ -586,39 +566,13 @@ class Connection:
         if self.write_limit and output.length() > self.write_limit:
             return LAGS
         if self.fragmenting is not None:
-            return self._postpone(message)
-        if frame is None or self.encoders or self.masking:
-            self._append_shared(message)
+            return TAKEN if self.fragmenting.postpone(message, self.write_limit) else LAGS
+        if frame is None or output.extensions or output.masking:
+            output.put_shared(message)
         else:
             output.append_shared(frame)
-            self.messages_sent += 1
+            output.messages += 1
         return TAKEN
-
-    def _postpone(self, message: SharedMessage) -> int:
-        if self.postponed is None:
-            self.postponed = []
-            self.postponed_size = 0
-        if self.write_limit and self.postponed_size > self.write_limit:
-            return LAGS
-        self.postponed.append(message)
-        # With its header, or there would be no limit to empty ones.
-        self.postponed_size += len(message.payload) + 10
-        return TAKEN
-
-    def _append_shared(self, message: SharedMessage) -> None:
-        """Puts a whole message into the output, by a frame that sessions share where that can be."""
-        if not self.encoders:
-            frame = message.plain()
-        elif len(self.encoders) == 1 and isinstance(self.encoders[0], DeflateSession):
-            frame = self.encoders[0].frame_of(message)
-        else:
-            self._append_encoded(message.opcode, message.payload, True)
-            return
-        if frame.whole is None or self.masking:
-            self._append(frame.first, frame.payload)
-        else:
-            self.output.append_shared(frame.whole)
-            self.messages_sent += 1
 
     def flush_offered(self, forks: int) -> int:
         """Flushes what was offered to this connection; raises ``OSError`` for one that is lost."""
@@ -633,51 +587,6 @@ class Connection:
         elif self.state == CLOSING:
             self._flushed()
         return 0
-
-    def ping(self, payload: bytes) -> None:
-        """Sends a ping without ever blocking, for the schedule's greenlet serves all sessions."""
-        if self.state == OPEN and not self.close_sent:
-            self.taken = self.transport.sent - self.transport.queued()
-            self.ahead_of_ping = self.transport.sent + self.output.length()
-            self.output.append_frame(0x89, payload, self.masking)
-            self.flush()
-
-    def drains(self) -> bool:
-        """Whether the peer, since the last call or `ping`, has taken bytes that were to go before the ping.
-
-        One on a slow link gets to the ping late. That the ping itself is taken says nothing: the kernel does that.
-        """
-        before = self.taken
-        self.taken = self.transport.sent - self.transport.queued()
-        return before < self.ahead_of_ping and before < self.taken
-
-    def begin_fragments(self) -> None:
-        """Keeps other messages out until `end_fragments` (RFC 6455 5.4); blocks while another greenlet has the turn."""
-        self._wait_turn()
-        self.fragmenting = (current(), Event())
-
-    def end_fragments(self) -> None:
-        """Lets other messages go out again."""
-        fragmenting, self.fragmenting = self.fragmenting, None
-        postponed, self.postponed = self.postponed, None
-        try:
-            for message in postponed or ():
-                if self.state == OPEN and not self.close_sent:
-                    self._append_shared(message)
-            if postponed:
-                self.flush()
-        finally:
-            # Whatever an extension raises: those who wait for their turn get it.
-            fragmenting[1].set()
-
-    def _wait_turn(self) -> None:
-        greenlet = current()
-        while self.fragmenting is not None:
-            if self.fragmenting[0] is greenlet:
-                raise UsageError(
-                    "a message is sent on this session by the iterable that yields another one's fragments"
-                )
-            self.fragmenting[1].wait()
 
     def flush(self) -> None:
         """Hands to the socket what waits; what it does not take, a watcher sends in the hub."""
@@ -765,20 +674,17 @@ class Connection:
 
     def _watch_stalled(self) -> None:
         """Looks again in ``timeout`` seconds: no watcher tells of a peer that takes nothing, or is lost meanwhile."""
-        if self.stall_entry is None:
-            # On a slow link the kernel takes more only when much of its own buffer is gone: that counts as well.
-            self.sent_before = self.transport.sent
-            self.queued_before = self.transport.queued()
-            self.stall_entry = self.schedule.after(self.timeout, self._stall_due)
+        if self.stall_deadline is None:
+            self.stall_deadline = UptakeDeadline(self.transport, self.schedule, self.timeout, self._stall_due)
 
     def _stall_due(self) -> None:
-        self.stall_entry = None
+        deadline, self.stall_deadline = self.stall_deadline, None
         writing = self.write_watcher is not None
         if self.state == CLOSED:
             return
         if self.paused and self.transport.error():
             self._finish()
-        elif writing and self.transport.sent == self.sent_before and self.transport.queued() >= self.queued_before:
+        elif writing and deadline is not None and not deadline.met():
             if self.close_reason is None:
                 late = f"the peer took none of the bytes that wait for it for {self.timeout:g} s"
                 self.close_reason = CloseReason(CloseCode.ABNORMAL, late)
@@ -860,22 +766,18 @@ class Connection:
         return self.state == CLOSED
 
     def _send_close(self, payload: bytes) -> None:
-        self.output.append_frame(0x88, payload, self.masking)
+        self.output.append_frame(0x88, payload, self.output.masking)
         self.close_sent = True
         self.state = CLOSING
 
     def _limit_closing(self) -> None:
-        if self.close_entry is None:
-            self.sent_before_close = self.transport.sent
-            self.queued_before_close = self.transport.queued()
-            self.close_entry = self.schedule.after(self.timeout, self._close_due)
+        if self.close_deadline is None:
+            self.close_deadline = UptakeDeadline(self.transport, self.schedule, self.timeout, self._close_due)
 
     def _close_due(self) -> None:
         """Ends a close that takes too long, but for one whose last messages are on their way over a slow link."""
-        self.close_entry = None
-        transport = self.transport
-        moving = transport.sent != self.sent_before_close or transport.queued() < self.queued_before_close
-        if self.output.length() and moving:
+        deadline, self.close_deadline = self.close_deadline, None
+        if self.output.length() and deadline is not None and deadline.met():
             self._limit_closing()
         else:
             self._finish()
@@ -982,10 +884,14 @@ class Connection:
 
     def _tell_end(self) -> None:
         self.output.clear()
-        schedule = self.schedule
-        schedule.cancel(self.message_entry)
-        schedule.cancel(self.close_entry)
-        schedule.cancel(self.stall_entry)
+        if self.message_deadline is not None:
+            self.message_deadline.cancel()
+        if self.stall_deadline is not None:
+            self.stall_deadline.cancel()
+        if self.close_deadline is not None:
+            self.close_deadline.cancel()
+        # They call this object back, and would keep it.
+        self.message_deadline = self.stall_deadline = self.close_deadline = None
         if self.drained is not None:
             self.drained.set()
         if self.gone is not None:

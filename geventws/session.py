@@ -231,7 +231,7 @@ class WebSocketSession:
     @property
     def extensions(self) -> tuple[ExtensionSession, ...]:
         """The extensions agreed on."""
-        return self.connection.encoders
+        return self.connection.output.extensions
 
     @property
     def remote_address(self) -> Any:
@@ -254,7 +254,7 @@ class WebSocketSession:
             transport.received,
             transport.sent,
             reader.received,
-            connection.messages_sent,
+            connection.output.messages,
             reader.waiting,
             reader.queued,
             len(connection.output),
@@ -291,7 +291,7 @@ class WebSocketSession:
     @property
     def masking(self) -> bool:
         """Whether outgoing frames are masked, which RFC 6455 5.1 forbids to a server and orders a client."""
-        return self.connection.masking
+        return self.connection.output.masking
 
     @masking.setter
     def masking(self, value: bool) -> None:

@@ -28,6 +28,7 @@ ROOMS = [
     "protocol.shared",
     "protocol.deflating",
     "protocol.codec",
+    "protocol.output",
     "protocol.deflate",
     "protocol.handshake",
     "protocol.client_handshake",
@@ -44,6 +45,8 @@ ROOMS = [
     "arrivals",
     "switching",
     "tls",
+    "deadlines",
+    "fragmenting",
     "connection",
     # Sessions.
     "pinger",
