@@ -499,9 +499,11 @@ class Connection:
 
         Blocks and raises as `send`, and blocks while another greenlet sends a fragmented message.
         """
+        self._wait_to_send()
+        # Who waits for room may find that another greenlet's turn has begun meanwhile, and the other way round.
         while self.fragmenting is not None:
             self.fragmenting.wait()
-        self._wait_to_send()
+            self._wait_to_send()
         self.output.put_data(opcode, payload, True)
         self._flush_or_gather()
 

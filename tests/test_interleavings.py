@@ -11,7 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent.event import Event
+from gevent.event import AsyncResult, Event
 from gevent.socket import SO_LINGER, SOL_SOCKET
 
 from geventws import ConnectionClosed, DefaultWebSocketServerSession, WebSockets
@@ -192,3 +192,33 @@ def test_nothing_is_left_of_many_short_sessions() -> None:
             one(server)
         wait_until(lambda: not server.sessions)
         wait_until(lambda: alive() <= before)
+
+
+def test_who_waited_for_room_does_not_come_between_fragments() -> None:
+    """C2 row 11: one greenlet begins its fragments just as another has the room that it waited for."""
+    app = WebSockets(write_limit=1000, ping_interval=None)
+    large = bytes(8_000_000)
+    blocked = AsyncResult()
+
+    def fragments() -> Any:
+        yield "a"
+        gevent.sleep(0)
+        yield "b"
+
+    def one(session: Any) -> None:
+        session.send(large)
+        session.send(fragments())
+
+    @app.route("/")
+    def send_both(session: Any) -> None:
+        session.accept()
+        senders = [gevent.spawn(one, session), gevent.spawn(session.send, "whole")]
+        gevent.sleep(0)
+        blocked.set(not any(sending.dead for sending in senders))
+        gevent.joinall(senders)
+
+    with serving(app) as server, Peer(server) as peer:
+        peer.accepted()
+        assert blocked.get(timeout=PATIENCE), "the socket took it all"
+        assert peer.frame() == (0x82, large)
+        assert [peer.frame() for _ in range(4)] == [(0x01, b"a"), (0x00, b"b"), (0x80, b""), (0x81, b"whole")]
