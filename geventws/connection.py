@@ -17,8 +17,7 @@ connection.pxd gives the types to the compiled build.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -44,8 +43,6 @@ if TYPE_CHECKING:
     from geventws.protocol.extensions import ExtensionSession
 
 __all__ = ["Connection", "State"]
-
-log = logging.getLogger("geventws")
 
 #: Bytes that one system call may receive; the buffer is shared by all connections of a hub.
 INPUT_SIZE = 256 * 1024
@@ -848,7 +845,7 @@ class Connection:
         Nothing gets out that would end the hub's loop, or what is done for many connections.
         """
         try:
-            self.schedule.after(0, _log_fault(told))
+            self.schedule.log_exception(told)
             self.fail(ProtocolError(CloseCode.INTERNAL_ERROR, ""))
             if self.ended:
                 # `fail` leaves such a connection alone, and nothing else would end it now.
@@ -929,15 +926,3 @@ class Connection:
     def _wake(self) -> None:
         if self.receiver is not None and self.input_over:
             switch(self.receiver)
-
-
-def _log_fault(told: str) -> Callable[[], None]:
-    """A call that logs the current exception, from a place where logging can block."""
-    import sys
-
-    fault = sys.exc_info()
-
-    def report() -> None:
-        log.error(told, exc_info=fault)
-
-    return report

@@ -8,6 +8,7 @@ gives the types to the compiled build.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 
@@ -93,6 +94,11 @@ class Schedule:
             self._entries[:] = [entry for entry in self._entries if entry.call is not None]
             heapify(self._entries)
             self._cancelled = 0
+
+    def log_exception(self, told: str) -> None:
+        """Logs the current exception, as what is ``told``, when the greenlet has its turn: to log may block."""
+        fault = sys.exc_info()
+        self.after(0, lambda: log.error(told, exc_info=fault))
 
     def _run(self) -> None:
         entries = self._entries
