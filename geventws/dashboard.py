@@ -7,6 +7,7 @@ and all viewers are sent the same. Workers talk over topics: those of this proce
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -33,7 +34,7 @@ from geventws.topics import Topics, broadcast
 from geventws.transport import monotonic
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 __all__ = ["Blueprint"]
 
@@ -42,6 +43,8 @@ log = logging.getLogger("geventws")
 #: Seconds between two snapshots, and of work at a stretch at one.
 INTERVAL = 1.0
 SLICE_SECONDS = 0.005
+#: Seconds after which a viewer's right to look is asked for again.
+CHECK_SECONDS = 60.0
 #: Sessions of one worker that the page shows, those with most to see; its sums are of all.
 MOST_SESSIONS = 500
 #: Characters of a path that the page shows.
@@ -59,20 +62,22 @@ class Blueprint(routing.Blueprint):
 
     Registers on a Flask app that has the extension, or on a ``geventws.WebSockets``.
 
-    :param allow: called with the request, of the page and of its WebSocket, and again before a session is closed.
-        What is false is refused with 403; it may raise an ``HTTPException`` instead. There is no default.
+    :param allow: called with the request of the page, with that of its WebSocket, and with the latter again each minute
+        and before a session is closed. True lets in; False and None are a 403; a response that it returns (any WSGI
+        application, as Flask's ``redirect`` gives one) or an ``HTTPException`` that it raises is the answer instead.
+        Anything else is a ``TypeError``, and lets nobody in. There is no default.
     :param topics: the ``Topics`` by which the workers find each other; without it the page shows the worker that it has
         come to. One without a history, and whose Redis nobody else writes to: what comes there may close sessions.
     :param origins: which pages may open the WebSocket, as the setting of this name; by default the server's own.
 
-    Raises ``TypeError`` for an ``allow`` that can't be called and for ``topics`` that are none, ``ValueError`` for bad
-    origins.
+    Raises ``TypeError`` for an ``allow`` that can't be called or is ``async def`` and for ``topics`` that are none,
+    ``ValueError`` for bad origins.
     """
 
     def __init__(
         self,
         *,
-        allow: Callable[[Any], object],
+        allow: Callable[[Any], bool | WSGIApplication | None],
         name: str = "dashboard",
         url_prefix: str | None = "/dashboard",
         subdomain: str | None = None,
@@ -84,6 +89,12 @@ class Blueprint(routing.Blueprint):
             raise TypeError(
                 f"allow must be a function of a request that tells who may see the page, not {shown(allow)}"
             )
+        if (
+            inspect.iscoroutinefunction(allow)
+            or inspect.isasyncgenfunction(allow)
+            or inspect.isgeneratorfunction(allow)
+        ):
+            raise TypeError("allow must be a plain function: def instead of async def, no await and no yield")
         if topics is not None and not isinstance(topics, Topics):
             raise TypeError(f"topics must be a geventws.Topics or None, not {shown(topics)}")
         if origins is None:
@@ -132,18 +143,34 @@ class Blueprint(routing.Blueprint):
     def _page(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         # Flask's own request, where it has made one.
         request = environ.get("werkzeug.request") or Request(environ)
+        answer = self._refusal(request)
+        if answer is None:
+            answer = Response(_PAGE, mimetype="text/html", headers=_HEADERS)
+        return answer(environ, start_response)
+
+    def _check(self, session: DefaultWebSocketServerSession) -> WSGIApplication | None:
+        refusal = self._refusal(session.request)
+        if isinstance(refusal, HTTPException):
+            # For a framework's error handlers.
+            raise refusal
+        return refusal
+
+    def _refusal(self, request: Any) -> WSGIApplication | None:
+        """What answers a request whose sender may not look; None for one who may."""
+        answer: Any
         try:
-            self._check_request(request)
+            answer = self._allow(request)
         except HTTPException as error:
-            return error(environ, start_response)
-        return Response(_PAGE, mimetype="text/html", headers=_HEADERS)(environ, start_response)
-
-    def _check(self, session: DefaultWebSocketServerSession) -> None:
-        self._check_request(session.request)
-
-    def _check_request(self, request: Any) -> None:
-        if not self._allow(request):
-            raise Forbidden
+            return error
+        if answer is None or isinstance(answer, bool):
+            return None if answer else Forbidden()
+        # No text, though a handler may return one: here it is more likely a user's name, meant as a yes.
+        if callable(answer):
+            return answer  # type: ignore[no-any-return]
+        raise TypeError(
+            "allow must return True or False, or a response (a WSGI application) for who may not see the page, "
+            f"not {type(answer).__name__}"
+        )
 
     # -- The viewers
     # -----------------------------------------------------------------------------------------------------------------
@@ -157,18 +184,21 @@ class Blueprint(routing.Blueprint):
             self._listen()
             if self._asks is None:
                 self._asks = spawn(self._ask)
-            for message in session:
-                self._take_order(session, message)
+            while True:
+                try:
+                    message = session.receive(CHECK_SECONDS)
+                except TimeoutError:
+                    message = None
+                if self._refusal(session.request) is not None:
+                    session.close(1008, "not allowed any more")
+                    break
+                if message is not None:
+                    self._take_order(session, message)
         finally:
             self._viewers.discard(session)
 
     def _take_order(self, session: DefaultWebSocketServerSession, message: str | bytes) -> None:
         """Has a session closed, wherever it is."""
-        try:
-            self._check_request(session.request)
-        except HTTPException:
-            session.close(1008, "not allowed any more")
-            return
         try:
             _read_order(message)
         except ValueError as error:
@@ -297,8 +327,7 @@ class Blueprint(routing.Blueprint):
         return [
             seen.number,
             session.rule,
-            # WSGI has its bytes as Latin-1.
-            environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")[:MOST_PATH],
+            _shown_path(environ),
             peer,
             round(stats.seconds, 1),
             round((stats.messages_received - before.messages_received) / elapsed, 1),
@@ -338,6 +367,12 @@ def _read_order(message: str | bytes) -> tuple[str, int, CloseReason]:
     except TypeError as error:
         raise ValueError(error) from error
     return worker, number, reason
+
+
+def _shown_path(environ: WSGIEnvironment) -> str:
+    # WSGI has its bytes as Latin-1.
+    path: str = environ.get("PATH_INFO", "").encode("latin-1").decode(errors="replace")
+    return path if len(path) <= MOST_PATH else path[: MOST_PATH - 1] + "…"
 
 
 def _interest(row: list[Any]) -> tuple[float, float]:

@@ -13,7 +13,9 @@ import pytest
 from playwright.sync_api import Page, expect
 from websockets.sync.client import ClientConnection, connect
 from werkzeug.datastructures import WWWAuthenticate
-from werkzeug.exceptions import Unauthorized
+from werkzeug.exceptions import Forbidden, Unauthorized
+from werkzeug.utils import redirect
+from werkzeug.wrappers import Response
 
 import geventws
 from geventws import Topics, dashboard
@@ -111,6 +113,68 @@ def test_whoever_refuses_may_say_how(make: MakeFace) -> None:
         assert refused(server, "/dashboard/socket").status == 401
 
 
+def _application(environ: Any, start_response: Any) -> list[bytes]:
+    start_response("418 I'm a teapot", [])
+    return [b"short and stout"]
+
+
+class _Empty(Response):
+    """A response that is false, as some libraries' are."""
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@either
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (False, 403),
+        (None, 403),
+        (redirect("/login"), 302),
+        (Response("Log in first.", 401), 401),
+        (_Empty("Log in first.", 401), 401),
+        (Forbidden(), 403),
+        (_application, 418),
+    ],
+    ids=repr,
+)
+def test_what_is_answered_to_who_may_not_look(make: MakeFace, answer: Any, status: int) -> None:
+    face = make()
+    watched(face, allow=lambda request: answer)
+    with serving(face.app) as server:
+        for refusal in (fetch(server, "/dashboard/"), refused(server, "/dashboard/socket")):
+            assert refusal.status == status
+            assert "<title>WebSockets</title>" not in refusal.body
+            assert refusal.headers.get("location") == ("/login" if status == 302 else None)
+
+
+class _Awaitable:
+    """What an ``async def`` gives, where a decorator hides that it is one."""
+
+    def __await__(self) -> Iterator[bool]:
+        yield True
+
+    def __repr__(self) -> str:
+        return "awaitable"
+
+
+@either
+@pytest.mark.parametrize("answer", [("no", 403), "ada", 1, {"role": "operator"}, _Awaitable()], ids=repr)
+def test_what_is_no_answer_lets_nobody_in(
+    make: MakeFace, answer: Any, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    face = make()
+    watched(face, allow=lambda request: answer)
+    with serving(face.app) as server:
+        for refusal in (fetch(server, "/dashboard/"), refused(server, "/dashboard/socket")):
+            assert refusal.status == 500
+            assert "<title>WebSockets</title>" not in refusal.body
+    # Flask logs what a view raises; without a framework the server tells of it.
+    told = caplog.text + capsys.readouterr().err
+    assert told.count("TypeError: allow must return True or False, or a response") == 2
+
+
 @either
 def test_pages_of_others_can_not_connect(make: MakeFace) -> None:
     face = make(origins=None)
@@ -121,11 +185,22 @@ def test_pages_of_others_can_not_connect(make: MakeFace) -> None:
             peer.accepted()
 
 
+async def _later(request: Any) -> bool:
+    return True
+
+
+def _each(request: Any) -> Iterator[bool]:
+    yield True
+
+
 def test_there_is_no_default() -> None:
     with pytest.raises(TypeError, match="allow"):
         dashboard.Blueprint()  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="who may see the page"):
         dashboard.Blueprint(allow=True)  # type: ignore[arg-type]
+    for function in (_later, _each):
+        with pytest.raises(TypeError, match="allow must be a plain function"):
+            dashboard.Blueprint(allow=function)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="any page could close your sessions"):
         dashboard.Blueprint(allow=allow, origins=None)  # type: ignore[arg-type]
     with serving(geventws.WebSockets()) as server:
@@ -195,6 +270,9 @@ def test_only_so_many_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
         while (told := snapshot(viewer))["sessions"] < 5:
             pass
         assert len(told["rows"]) in (1, 2)
+        # Neither is all of a long path.
+        _, row = row_of(viewer, "/echo/<name>")
+        assert row[2] == "/echo/" + "a" * 93 + "…"
 
 
 # -- Closing a session -------------------------------------------------------------------------------------------------
@@ -309,6 +387,29 @@ def test_who_may_not_look_any_more_closes_nothing() -> None:
         assert received == (0x88, (1008).to_bytes(2, "big") + b"not allowed any more")
         ada.send(frame(1, b"still here"))
         assert ada.frame() == (0x81, b"still here")
+
+
+@either
+@pytest.mark.parametrize("refusal", [False, redirect("/login"), Unauthorized()], ids=["no", "response", "error"])
+def test_a_right_that_is_taken_back(make: MakeFace, refusal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "CHECK_SECONDS", 0.01)
+    face, answers = make(), [True]
+
+    def ask(request: Any) -> Any:
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        return answers[0]
+
+    watched(face, allow=ask)
+    with serving(face.app) as server, Peer(server, "/dashboard/socket") as viewer:
+        viewer.accepted()
+        for _ in range(3):
+            snapshot(viewer)
+        answers[0] = refusal
+        # It says nothing, and is asked for all the same.
+        while (received := viewer.frame())[0] == 0x81:
+            pass
+        assert received == (0x88, (1008).to_bytes(2, "big") + b"not allowed any more")
 
 
 # -- Several workers ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from werkzeug.utils import redirect
+from werkzeug.wrappers import Request, Response
+
 import geventws
 import geventws.dashboard
 import geventws.metrics
@@ -17,7 +20,15 @@ if TYPE_CHECKING:
 app = geventws.WebSockets(content_converter=MsgspecConverter("msgpack"), ping_interval=None)
 blueprint = geventws.Blueprint("typed", __name__)
 figures = geventws.metrics.install(app, topics=geventws.Topics())
-app.register_blueprint(geventws.dashboard.Blueprint(allow=lambda request: False))
+
+
+def allow(request: Request) -> bool | Response:
+    """Who may see the live page."""
+    return "role" in request.cookies or redirect("/login")
+
+
+app.register_blueprint(geventws.dashboard.Blueprint(allow=allow))
+geventws.dashboard.Blueprint(allow=lambda request: ("no", 403))  # type: ignore[arg-type, return-value]
 
 
 @dataclass
