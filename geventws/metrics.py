@@ -44,18 +44,21 @@ NO_RULE = "(upgrade)"
 ROUND_TRIPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 HANDLER_SECONDS = (0.1, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0)
 
+#: The label of topics that came without a name.
+ONLY_TOPICS = "default"
+
 _TOPICS = {
-    "published": "Messages published in this process",
-    "unsent": "Published messages that Redis never got",
-    "unconfirmed": "Published messages that were on their way when the connection to Redis broke",
-    "received": "Messages that came from Redis",
-    "lost": "Messages of other processes that are known not to have come",
-    "malformed": "What came from Redis and is no message of geventws",
-    "oversize": "What came from Redis and is larger than max_message_size",
-    "gaps": "How often a topic may have missed messages",
-    "reconnects": "How often a connection to Redis was made again",
-    "delivered": "Messages put into sessions' outputs",
-    "slow": "Messages that were not, as their session lagged behind",
+    "published": "Messages published by this process",
+    "unsent": "Published messages that were never sent to Redis",
+    "unconfirmed": "Published messages whose confirmation was lost with the connection: Redis may or may not have them",
+    "received": "Messages received from Redis: those of other processes, and with a history this process's own",
+    "lost": "Messages of other processes that this one missed, as far as it knows",
+    "malformed": "Payloads received from Redis that geventws did not write; they are ignored",
+    "oversize": "Payloads received from Redis that are larger than max_message_size; they are ignored",
+    "gaps": "How many times a topic may have missed messages",
+    "reconnects": "How many times the connection to Redis was made anew",
+    "delivered": "Messages handed to sessions for sending, one for each session",
+    "slow": "Messages that were not handed to a session because it was too far behind",
 }
 
 
@@ -65,11 +68,13 @@ class Metrics:
     ``app`` is a `geventws.WebSockets`, a `geventws.flask.WebSockets` or a Flask app that has this extension. Label
     values are bounded by the app's own code: ``route`` is a route's rule, never a path.
 
-    Not more than once for a registry, and before the first request. Under gunicorn with several workers set
+    Once for a registry, and before the first request: where a process makes several apps, as tests do by an app
+    factory, each gets a registry of its own, ``registry=CollectorRegistry()``. Under gunicorn with several workers set
     ``PROMETHEUS_MULTIPROC_DIR``; a gauge then adds up the workers that live, and is as old as ``interval``.
 
     :param registry: where the figures go; the default one of prometheus-client.
-    :param topics: the ``Topics`` whose statistics are counted as well, or a mapping of names to some.
+    :param topics: the ``Topics`` whose statistics are counted as well, under the label ``default``, or a mapping of
+        labels to several.
     :param interval: seconds between two looks at the open sessions.
 
     Raises ``UsageError`` for an app without the extension, a registry that has such figures, and a directory that is
@@ -97,58 +102,61 @@ class Metrics:
         observed = _observed(app)
         self.registry = registry
         self._interval = interval
-        self._topics = {"": topics} if isinstance(topics, Topics) else dict(topics or {})
+        self._topics = {ONLY_TOPICS: topics} if isinstance(topics, Topics) else dict(topics or {})
         self._topics_before = dict.fromkeys(self._topics, Statistics())
         #: The open sessions, with what was counted of each already.
         self._sessions: dict[Any, _Counted] = {}
         self._looks = False
         self._process = os.getpid()
         # Ahead of the figures, so that a scrape of this process has those of this moment.
-        look = _Look(self)
-        registry.register(look)
-        try:
-            self._make(registry)
-        except ValueError:
-            # All that prometheus-client says of it is the first of the names.
-            registry.unregister(look)
-            raise UsageError(
-                "the registry has geventws' figures already: have one Metrics for a registry, or give this registry="
-            ) from None
+        _register(registry, [_Look(self), *self._make()])
         observers = Observers()
         observers.opened.append(self._opened)
         observers.closed.append(self._closed)
         observers.failed.append(self._failed)
         observers.answered.append(self._answered)
         observed.observe(observers)
+        # For good: at the very end.
         on_refusal.append(self._answered)
 
-    def _make(self, registry: CollectorRegistry) -> None:
+    def _make(self) -> list[Any]:
+        """Makes the figures, which are not registered yet."""
+        made: list[Any] = []
+
         def counter(name: str, told: str, *labels: str) -> Counter:
-            return Counter(f"geventws_{name}", told, labels, registry=registry)
+            made.append(Counter(f"geventws_{name}", told, labels, registry=None))
+            return made[-1]  # type: ignore[no-any-return]
 
         def gauge(name: str, told: str) -> Gauge:
             # Of the workers that live: what a dead one had open is closed.
-            return Gauge(f"geventws_{name}", told, ("route",), registry=registry, multiprocess_mode="livesum")
+            made.append(Gauge(f"geventws_{name}", told, ("route",), registry=None, multiprocess_mode="livesum"))
+            return made[-1]  # type: ignore[no-any-return]
 
         def histogram(name: str, told: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"geventws_{name}", told, ("route",), registry=registry, buckets=buckets)
+            made.append(Histogram(f"geventws_{name}", told, ("route",), registry=None, buckets=buckets))
+            return made[-1]  # type: ignore[no-any-return]
 
-        self._handshakes = counter("handshakes", "Opening handshakes, by the status that they got", "status")
-        self._open = gauge("open_sessions", "Sessions that are open, or whose handler is not over yet")
-        self._closes = counter("closes", "Sessions that ended, by the code of their close reason", "route", "code")
-        self._errors = counter("handler_errors", "Handlers that raised behind the 101", "route")
-        self._messages_received = counter("received_messages", "Messages, of raw sessions frames, that came", "route")
-        self._messages_sent = counter("sent_messages", "Messages, of raw sessions frames, that were sent", "route")
-        self._bytes_received = counter("received_bytes", "Bytes that came, frame headers included", "route")
-        self._bytes_sent = counter("sent_bytes", "Bytes that were sent, frame headers included", "route")
-        self._queued = gauge("queued_bytes", "Bytes of messages that wait for their handlers")
-        self._buffered = gauge("buffered_bytes", "Bytes that wait for the peers, beyond the operating system's")
-        self._round_trips = histogram("ping_seconds", "Seconds from a ping to its pong", ROUND_TRIPS)
-        self._handler_seconds = histogram("handler_seconds", "Seconds from the 101 to the end", HANDLER_SECONDS)
+        self._handshakes = counter("handshakes", "WebSocket opening handshakes, by the HTTP status answered", "status")
+        self._open = gauge("open_sessions", "Sessions whose WebSocket is open or whose handler still runs")
+        self._closes = counter("closes", "Sessions that have ended, by close code", "route", "code")
+        self._errors = counter("handler_errors", "Handlers that raised an exception on an open WebSocket", "route")
+        self._messages_received = counter(
+            "received_messages", "Messages received from clients; frames where the route is raw", "route"
+        )
+        self._messages_sent = counter(
+            "sent_messages", "Messages sent to clients; frames where the route is raw", "route"
+        )
+        self._bytes_received = counter("received_bytes", "Bytes received from clients, frame headers included", "route")
+        self._bytes_sent = counter("sent_bytes", "Bytes sent to clients, frame headers included", "route")
+        self._queued = gauge("queued_bytes", "Bytes of received messages that handlers have not taken yet")
+        self._buffered = gauge("buffered_bytes", "Bytes to send that the operating system has not taken yet")
+        self._round_trips = histogram("ping_seconds", "Seconds between a ping and its pong", ROUND_TRIPS)
+        self._handler_seconds = histogram("handler_seconds", "Seconds that sessions lasted", HANDLER_SECONDS)
         self._of_topics = {
             field.name: counter(f"topics_{field.name}", _TOPICS[field.name], "topics")
             for field in (fields(Statistics) if self._topics else ())
         }
+        return made
 
     # -- What happens
     # -----------------------------------------------------------------------------------------------------------------
@@ -286,6 +294,23 @@ def _are_topics(topics: Any) -> bool:
     if not isinstance(topics, Mapping):
         return isinstance(topics, Topics)
     return all(isinstance(name, str) and isinstance(each, Topics) for name, each in topics.items())
+
+
+def _register(registry: CollectorRegistry, collectors: Iterable[Any]) -> None:
+    """Registers all of ``collectors``, or none and raises ``UsageError``."""
+    registered: list[Any] = []
+    try:
+        for collector in collectors:
+            registry.register(collector)
+            registered.append(collector)
+    except ValueError as error:
+        for collector in registered:
+            registry.unregister(collector)
+        raise UsageError(
+            f"this registry has figures of geventws already ({error}): install them once for an app, and where a "
+            "process makes several apps, as tests do, give each a registry of its own: "
+            "metrics.install(app, registry=prometheus_client.CollectorRegistry())"
+        ) from error
 
 
 def _observed(app: Any) -> Any:

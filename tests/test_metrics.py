@@ -16,13 +16,13 @@ import pytest
 pytest.importorskip("prometheus_client")
 
 from gevent.event import Event
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from websockets.sync.client import ClientConnection, connect
 
 import geventws
 import geventws.flask
-from geventws import Blueprint, Topics, metrics
+from geventws import Blueprint, Topics, metrics, upgrade
 from geventws.topics.statistics import Statistics
 from tests.faces import Face, MakeFace, PlainFace, either, fetch, refused
 from tests.peer import PATIENCE, Peer, serving, wait_until
@@ -220,6 +220,41 @@ def test_all_statistics_of_topics_are_told() -> None:
     assert set(metrics._TOPICS) == set(vars(Statistics()))
 
 
+def test_topics_without_a_name() -> None:
+    topics = Topics()
+    registry = CollectorRegistry()
+    metrics.install(geventws.WebSockets(), registry=registry, topics=topics)
+    topics.publish("news", "hello")
+    figures = Figures(generate_latest(registry).decode())
+    assert figures.value("topics_published_total", topics="default") == 1
+
+
+@either
+def test_a_registry_is_for_one_app(make: MakeFace) -> None:
+    """Also where an app factory makes the second app, as tests do."""
+    registry, refusals = CollectorRegistry(), list(upgrade.on_refusal)
+    Counter("geventws_handler_errors", "Another's figure of this name", registry=registry)
+    first = make()
+    with pytest.raises(geventws.UsageError, match=r"registry=prometheus_client\.CollectorRegistry\(\)"):
+        metrics.install(first.app, registry=registry)
+    # Nothing of it is left.
+    assert upgrade.on_refusal == refusals
+    assert [line for line in generate_latest(registry).decode().splitlines() if "geventws_handshakes" in line] == []
+    with serving(first.app) as server:
+        assert refused(server, "/nowhere").status == 404
+
+    registry = CollectorRegistry()
+    metrics.install(first.app, registry=registry)
+    for face in (first, make()):
+        with pytest.raises(geventws.UsageError, match=r"install them once for an app"):
+            metrics.install(face.app, registry=registry)
+    metrics.install(make().app, registry=CollectorRegistry())
+    with serving(first.app) as server:
+        assert refused(server, "/nowhere").status == 404
+    # Counted once, by the one that was installed.
+    assert Figures(generate_latest(registry).decode()).value("handshakes_total", status="404") == 1
+
+
 def test_the_page_of_figures() -> None:
     app = geventws.WebSockets()
     installed = metrics.install(app, registry=CollectorRegistry())
@@ -324,13 +359,6 @@ def test_two_workers_are_one_to_prometheus(several: Any) -> None:
         os.kill(killed, signal.SIGKILL)
         eventually(lambda: scrape().value("open_sessions", route=route) < count, "the end of the dead worker's gauges")
         assert scrape().value("received_messages_total", route=route) == 2
-
-
-def test_figures_that_a_registry_has_already() -> None:
-    registry = CollectorRegistry()
-    metrics.install(geventws.WebSockets(), registry=registry)
-    with pytest.raises(geventws.UsageError, match="the registry has geventws' figures already: have one Metrics"):
-        metrics.install(geventws.WebSockets(), registry=registry)
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
