@@ -318,7 +318,8 @@ class Blueprint(routing.Blueprint):
         now = monotonic()
         seen = self._seen.get(session)
         if seen is None:
-            seen = self._seen[session] = _Seen(next(self._numbers), now - stats.seconds)
+            # One that has just opened is told what it did so far, as if in an interval: per second that were a peak.
+            seen = self._seen[session] = _Seen(next(self._numbers), now - max(stats.seconds, INTERVAL))
         before, elapsed = seen.stats, max(now - seen.at, 0.001)
         seen.stats, seen.at = stats, now
         environ = session.environ

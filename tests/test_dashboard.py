@@ -236,6 +236,17 @@ def test_what_it_tells_of_a_session(make: MakeFace) -> None:
         assert [row[13] for row in told["rows"] if row[1] == "/dashboard/socket"] == [True]
 
 
+def test_a_session_that_has_just_opened_is_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "INTERVAL", 1000.0)
+    face = PlainFace()
+    watched(face)
+    with serving(face.app) as server, Peer(server, "/dashboard/socket") as viewer:
+        viewer.accepted()
+        # The first snapshot comes at once: some bytes of the 101, and not those in no time.
+        told = snapshot(viewer)
+        assert told["rows"][0][8] == told["sums"][3] == 0
+
+
 def test_viewers_share_a_snapshot_and_without_them_nothing_runs() -> None:
     face = PlainFace()
     page = watched(face)
