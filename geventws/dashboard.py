@@ -14,7 +14,7 @@ import os
 import re
 import socket
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Set
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,7 +82,7 @@ class Blueprint(routing.Blueprint):
         url_prefix: str | None = "/dashboard",
         subdomain: str | None = None,
         topics: Topics | None = None,
-        origins: Literal["same"] | Sequence[str] = "same",
+        origins: Literal["same"] | list[str] | tuple[str, ...] | Set[str] = "same",
     ) -> None:
         super().__init__(name, __name__, url_prefix=url_prefix, subdomain=subdomain)
         if not callable(allow):

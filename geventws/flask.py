@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+    from typing_extensions import Unpack
 
     from geventws.call import Handler
+    from geventws.settings import SettingsDict
 
 __all__ = ["FlaskCall", "WebSockets", "configured"]
 
@@ -50,7 +52,7 @@ class WebSockets(RouteTable):
     unhandled exception: it is logged, sent as the signal ``got_request_exception``, and given to teardown functions.
     """
 
-    def __init__(self, app: flask.Flask | None = None, **settings: Any) -> None:
+    def __init__(self, app: flask.Flask | None = None, **settings: Unpack[SettingsDict]) -> None:
         super().__init__()
         Settings().override(**settings)
         self._arguments = settings
@@ -94,7 +96,7 @@ class _Installation:
     """What an app has of the extension."""
 
     def __init__(
-        self, app: flask.Flask, arguments: dict[str, Any], hooks: Sequence[Handler], observers: Observers
+        self, app: flask.Flask, arguments: SettingsDict, hooks: Sequence[Handler], observers: Observers
     ) -> None:
         self._app = app
         self._hooks = hooks

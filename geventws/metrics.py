@@ -33,6 +33,10 @@ except ModuleNotFoundError as error:
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from flask import Flask
+
+    from geventws.flask import WebSockets as FlaskWebSockets
+    from geventws.routing import WebSockets
 
 __all__ = ["Metrics", "install"]
 
@@ -83,7 +87,7 @@ class Metrics:
 
     def __init__(
         self,
-        app: Any,
+        app: WebSockets | FlaskWebSockets | Flask,
         *,
         registry: CollectorRegistry = REGISTRY,
         topics: Topics | Mapping[str, Topics] | None = None,

@@ -6,7 +6,7 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, overload
 
 from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.routing import Map, RequestRedirect, Rule
@@ -25,14 +25,33 @@ from geventws.call import (
 )
 from geventws.errors import HandshakeError, UsageError
 from geventws.protocol.handshake import check_origin, choose_protocol, is_upgrade
-from geventws.settings import Settings, unknown_option
+from geventws.settings import Settings, SettingsDict, unknown_option
 
 if TYPE_CHECKING:
+    from typing import Concatenate
+
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    # To type checkers ours are Flask's blueprints, since Flask's register_blueprint takes no other. Without Flask this
+    # is Any to them.
+    from flask.sansio.blueprints import Blueprint as FlaskBlueprint
+    from typing_extensions import Unpack
+
+    from geventws.frames import CloseReason
+else:
+    FlaskBlueprint = object
 
 __all__ = ["Blueprint", "Route", "RouteIndex", "RouteTable", "WebSocketUpgrade", "WebSockets"]
 
-F = TypeVar("F", bound=Handler)
+# What handlers and hooks may be, for type checkers. A hook sees the sessions of all routes: it is only asked to take
+# default ones, and where there are raw routes it had better be annotated with WebSocketServerSession.
+DefaultHandler = TypeVar("DefaultHandler", bound="Callable[Concatenate[DefaultWebSocketServerSession, ...], object]")
+RawHandler = TypeVar("RawHandler", bound="Callable[Concatenate[WebSocketServerSession, ...], object]")
+AnyHandler = TypeVar("AnyHandler", bound=Handler)
+RequestHook = TypeVar("RequestHook", bound="Callable[[DefaultWebSocketServerSession], object] | Callable[[], object]")
+OpenHook = TypeVar("OpenHook", bound="Callable[[DefaultWebSocketServerSession], object]")
+CloseHook = TypeVar("CloseHook", bound="Callable[[DefaultWebSocketServerSession, CloseReason], object]")
+ErrorHook = TypeVar("ErrorHook", bound="Callable[[DefaultWebSocketServerSession, BaseException], object]")
 H = TypeVar("H", bound=Callable[..., object])
 
 #: The options of a route that go to Werkzeug's Rule.
@@ -43,6 +62,17 @@ _REMEMBERED = 256
 _REMEMBERED_LENGTH = 256
 
 _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+
+
+class RouteOptions(SettingsDict, total=False):
+    """The settings that a route overrides, and what goes to Werkzeug's ``Rule``, for type checkers."""
+
+    defaults: Mapping[str, Any] | None
+    subdomain: str | None
+    host: str | None
+    strict_slashes: bool | None
+    merge_slashes: bool | None
+    build_only: bool
 
 
 class Route:
@@ -170,6 +200,29 @@ class RouteTable(ABC):
         self._hooks: list[Handler] = []
         self._observers = Observers()
 
+    @overload
+    def route(
+        self,
+        rule: str,
+        *,
+        protocol: str | Sequence[str] | None = None,
+        raw: Literal[False] = False,
+        endpoint: str | None = None,
+        **options: Unpack[RouteOptions],
+    ) -> Callable[[DefaultHandler], DefaultHandler]: ...
+
+    @overload
+    def route(
+        self,
+        rule: str,
+        *,
+        protocol: str | Sequence[str] | None = None,
+        raw: Literal[True],
+        negotiate_extensions: bool = False,
+        endpoint: str | None = None,
+        **options: Unpack[RouteOptions],
+    ) -> Callable[[RawHandler], RawHandler]: ...
+
     def route(
         self,
         rule: str,
@@ -178,8 +231,8 @@ class RouteTable(ABC):
         raw: bool = False,
         negotiate_extensions: bool = False,
         endpoint: str | None = None,
-        **options: Any,
-    ) -> Callable[[F], F]:
+        **options: Unpack[RouteOptions],
+    ) -> Callable[[AnyHandler], AnyHandler]:
         """Decorates the handler of the WebSockets at ``rule``, in Werkzeug's (Flask's) syntax.
 
         ``protocol`` is the subprotocol that it speaks, or a list of them in order of preference, None for any client;
@@ -196,7 +249,7 @@ class RouteTable(ABC):
         if not isinstance(rule, str):
             raise TypeError(f"a route needs its rule, as in @....route('/path'), not {shown(rule)}")
 
-        def decorate(handler: F) -> F:
+        def decorate(handler: AnyHandler) -> AnyHandler:
             self._add(
                 Route(
                     rule,
@@ -212,7 +265,7 @@ class RouteTable(ABC):
 
         return decorate
 
-    def before_request(self, function: F) -> F:
+    def before_request(self, function: RequestHook) -> RequestHook:
         """Decorates a function that runs before each handler, while all is still HTTP; of an app, blueprints included.
 
         It takes the session or nothing. What it raises or returns, unless None, is the client's answer in place of a
@@ -225,10 +278,10 @@ class RouteTable(ABC):
         if _can_be_called(function, None):
             self._hooks.append(function)
         else:
-            self._hooks.append(lambda session: function())
+            self._hooks.append(lambda session: function())  # type: ignore[call-arg]
         return function
 
-    def on_open(self, function: H) -> H:
+    def on_open(self, function: OpenHook) -> OpenHook:
         """Decorates a function of a session that is called when one has opened; of an app, blueprints included.
 
         It runs behind the 101, in the greenlet that was the first to use the session, most often its handler's, which
@@ -237,7 +290,7 @@ class RouteTable(ABC):
         """
         return _added("on_open", function, self._observers.opened, 1)
 
-    def on_close(self, function: H) -> H:
+    def on_close(self, function: CloseHook) -> CloseHook:
         """Decorates a function of a session and its close reason, for sessions that have ended; as `on_open`.
 
         It is called once for each session that opened, however that ended, in the greenlet of its handler, when that
@@ -245,7 +298,7 @@ class RouteTable(ABC):
         """
         return _added("on_close", function, self._observers.closed, 2)
 
-    def on_error(self, function: H) -> H:
+    def on_error(self, function: ErrorHook) -> ErrorHook:
         """Decorates a function of a session and what its handler raised behind the 101; as `on_open`.
 
         It is called in the handler's greenlet before the session is closed with 1011, and may close it otherwise.
@@ -268,7 +321,7 @@ def _added(name: str, function: H, hooks: list[Any], arguments: int) -> H:
     return function
 
 
-class Blueprint(RouteTable):
+class Blueprint(RouteTable, FlaskBlueprint):  # type: ignore[misc]  # of the methods of both, ours count
     """Routes that are registered together, on a Flask app with ``app.register_blueprint`` or on a ``WebSockets``.
 
     ``name`` precedes the endpoints, ``import_name`` is the module's ``__name__``, ``url_prefix`` precedes the rules,
@@ -430,7 +483,7 @@ class WebSockets(RouteTable):
     client 426. The settings are those of `Settings`. Raises ``ValueError`` that names the option for a bad one.
     """
 
-    def __init__(self, app: WSGIApplication | None = None, **settings: Any) -> None:
+    def __init__(self, app: WSGIApplication | None = None, **settings: Unpack[SettingsDict]) -> None:
         super().__init__()
         if app is not None and not callable(app):
             raise TypeError(f"app must be the WSGI app behind this one, or None, not {type(app).__name__}")
@@ -579,10 +632,10 @@ class WebSocketUpgrade:
 
     def __init__(
         self,
-        handle: Handler,
+        handle: Callable[[WebSocketServerSession], object],
         protocol: str | Sequence[str] | None = None,
         install_extensions: bool = False,
-        **settings: Any,
+        **settings: Unpack[SettingsDict],
     ) -> None:
         for name in settings:
             if name not in Settings.names():

@@ -30,6 +30,7 @@ __all__ = ["DefaultWebSocketSession", "WebSocketSession"]
 BytesLike = bytes | bytearray | memoryview
 
 T = TypeVar("T")
+R = TypeVar("R", covariant=True)
 
 CONNECTING, OPEN = 0, 1
 
@@ -54,13 +55,21 @@ class Call(Protocol):
         ...
 
 
+class Receives(Protocol[R]):
+    """What gives one thing after another, for type checkers: messages, of a raw session frames."""
+
+    def receive(self, timeout: float | None = None) -> R:
+        """The next."""
+        ...
+
+
 class Messages:
     """What a session yields: messages, of a raw one frames, until it ends.
 
     An object of its own, for a loop gets to it without a look-up; the session may be of a class that users make.
     """
 
-    def __init__(self, session: WebSocketSession) -> None:
+    def __init__(self, session: Any) -> None:
         self.session = session
 
     def __iter__(self) -> Iterator[Any]:
@@ -117,6 +126,14 @@ class WebSocketSession:
         """Opens the session where that has not happened yet."""
         if self.connection.state == CONNECTING:
             self.call.accept(self, None, ())
+
+    @overload
+    def receive(  # type: ignore[misc, overload-overlap]  # as `send`: by the kind of session
+        self: DefaultWebSocketSession, timeout: float | None = None
+    ) -> str | bytes: ...
+
+    @overload
+    def receive(self, timeout: float | None = None) -> Frame: ...
 
     def receive(self, timeout: float | None = None) -> Any:
         """The next message, str for text and bytes for binary; of a raw session the next frame, of any kind.
@@ -198,10 +215,10 @@ class WebSocketSession:
         _check_thread(self.connection)
         return self.connection.wait_closed(timeout)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self: Receives[R]) -> Iterator[R]:
         return Messages(self)
 
-    def __next__(self) -> Any:
+    def __next__(self: Receives[R]) -> R:
         try:
             return self.receive()
         except ConnectionClosed:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from geventws.arguments import check_flag, check_number, check_seconds, shown
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from geventws.converters import ContentConverter
     from geventws.protocol.extensions import Extension
 
-__all__ = ["Settings", "check_option", "unknown_option"]
+__all__ = ["Settings", "SettingsDict", "check_option", "unknown_option"]
 
 # The last of each are options of topics.
 _DURATIONS = ("ping_interval", "timeout", "message_timeout", "history_seconds")
@@ -31,6 +33,27 @@ _REQUIRED = ("timeout",)
 _is_origin = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._~-]+)(:[0-9]{1,5})?", re.IGNORECASE).fullmatch
 
 _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+
+
+class SettingsDict(TypedDict, total=False):
+    """The options of `Settings` as keywords, for type checkers, and for functions that hand them on.
+
+    Such a function takes ``**settings: Unpack[geventws.SettingsDict]``, with ``Unpack`` of ``typing_extensions``, of
+    ``typing`` from Python 3.11 on. Each means what it does in `Settings`; lists are taken where that keeps tuples.
+    """
+
+    ping_interval: float | None
+    timeout: float
+    max_frame_size: int | None
+    max_fragments: int | None
+    masking: bool
+    extensions: Iterable[Extension]
+    content_converter: ContentConverter | None
+    # A str is a Sequence of strs, and no list of origins.
+    origins: Literal["same"] | list[str] | tuple[str, ...] | Set[str] | None
+    message_timeout: float | None
+    read_limit: int | None
+    write_limit: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +101,7 @@ class Settings:
         """The names of all options."""
         return [field.name for field in fields(cls)]
 
-    def override(self, **options: Any) -> Settings:
+    def override(self, **options: Unpack[SettingsDict]) -> Settings:
         """These settings with ``options`` in place of some.
 
         Raises ``ValueError`` that names the option for a bad value, ``TypeError`` for a name that is no option.
@@ -88,7 +111,8 @@ class Settings:
         for name in options:
             if name not in self.names():
                 raise unknown_option(name, self.names())
-        return replace(self, **options)
+        # What lists may be, __post_init__ makes tuples.
+        return replace(self, **options)  # type: ignore[arg-type]
 
 
 def unknown_option(name: str, names: Sequence[str]) -> TypeError:

@@ -34,12 +34,13 @@ from geventws.routing import Blueprint
 from geventws.server import WSGIServer
 
 if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
     from typing_extensions import Unpack
 
     from geventws.converters import ContentConverter
     from geventws.frames import Frame
     from geventws.protocol.extensions import ClientExtension
-    from geventws.session import BytesLike
+    from geventws.session import BytesLike, R, Receives, T
 
 __all__ = ["DefaultWebSocketTestSession", "WebSocketTestSession", "connect"]
 
@@ -177,6 +178,14 @@ class WebSocketTestSession(WebSocketClientSession):
     peer: _Peer
     propagate: bool
 
+    @overload
+    def receive(  # type: ignore[misc, overload-overlap]  # as of sessions elsewhere
+        self: DefaultWebSocketTestSession, timeout: float | _Default | None = ...
+    ) -> str | bytes: ...
+
+    @overload
+    def receive(self, timeout: float | _Default | None = ...) -> Frame: ...
+
     def receive(self, timeout: float | _Default | None = _DEFAULT) -> Any:
         """The next message, str for text and bytes for binary; of a raw session the next frame. Blocks.
 
@@ -217,7 +226,7 @@ class WebSocketTestSession(WebSocketClientSession):
         self.peer.check_thread()
         return super().wait_closed(self.peer.patience if isinstance(timeout, _Default) else timeout)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self: Receives[R]) -> Iterator[R]:
         try:
             while True:
                 yield self.receive()
@@ -269,6 +278,12 @@ class DefaultWebSocketTestSession(WebSocketTestSession, DefaultWebSocketClientSe
         with peer.limited(limit + peer.patience, "no pong came"):
             return super().ping(timeout)
 
+    @overload
+    def receive_deserialized(self, type: type[T], timeout: float | _Default | None = ...) -> T: ...
+
+    @overload
+    def receive_deserialized(self, type: Any = ..., timeout: float | _Default | None = ...) -> Any: ...
+
     def receive_deserialized(self, type: Any = None, timeout: float | _Default | None = _DEFAULT) -> Any:
         """The next message as the object that the content converter makes of it; blocks and raises as `receive`."""
         return self._converter().deserialize(self.receive(timeout), type)
@@ -296,18 +311,18 @@ class InProcessOptions(TypedDict, total=False):
 
 @overload
 def connect(
-    app: Any, path: str = ..., *, raw: Literal[False] = ..., **options: Unpack[InProcessOptions]
+    app: WSGIApplication, path: str = ..., *, raw: Literal[False] = ..., **options: Unpack[InProcessOptions]
 ) -> DefaultWebSocketTestSession: ...
 
 
 @overload
 def connect(
-    app: Any, path: str = ..., *, raw: Literal[True], **options: Unpack[InProcessOptions]
+    app: WSGIApplication, path: str = ..., *, raw: Literal[True], **options: Unpack[InProcessOptions]
 ) -> WebSocketTestSession: ...
 
 
 def connect(
-    app: Any,
+    app: WSGIApplication,
     path: str = "/",
     *,
     protocols: Sequence[str] = (),

@@ -78,7 +78,7 @@ class WebSocket:
         while another greenlet receives.
         """
         try:
-            return self.session.receive(timeout)  # type: ignore[no-any-return]
+            return self.session.receive(timeout)
         except TimeoutError:
             return None
         except geventws.errors.ConnectionClosed:
@@ -227,7 +227,7 @@ def _read(settings: Settings, options: Mapping[str, Any]) -> tuple[Settings, tup
             subprotocols = (value,) if isinstance(value, str) else tuple(value or ())
         elif name in _SETTINGS:
             # 0 stands for none there.
-            settings = settings.override(**{_SETTINGS[name]: value or None})
+            settings = settings.override(**{_SETTINGS[name]: value or None})  # type: ignore[arg-type]
         elif name not in _WITHOUT_MEANING:
             raise unknown_option(name, ["subprotocols", *_SETTINGS])
     return settings, subprotocols

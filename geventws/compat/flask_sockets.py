@@ -21,6 +21,9 @@ from geventws.settings import Settings
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
     from flask import Blueprint, Flask
+    from typing_extensions import Unpack
+
+    from geventws.settings import SettingsDict
 
 __all__ = ["SocketMiddleware", "Sockets"]
 
@@ -33,7 +36,7 @@ class Sockets:
     ``Sockets(app)``, or ``Sockets()`` and ``init_app(app)`` later. The settings are those of `geventws.Settings`.
     """
 
-    def __init__(self, app: Flask | None = None, **settings: Any) -> None:
+    def __init__(self, app: Flask | None = None, **settings: Unpack[SettingsDict]) -> None:
         #: The rules; converters may be added to it before routes that use them. No client of a WebSocket follows a
         #: redirect to a rule with the same defaults.
         self.url_map = Map(redirect_defaults=False)

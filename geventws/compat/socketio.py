@@ -20,6 +20,9 @@ from geventws.settings import Settings
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from typing_extensions import Unpack
+
+    from geventws.settings import SettingsDict
 
 __all__ = ["WebSocketWSGI", "install"]
 
@@ -31,7 +34,7 @@ _DEFAULTS = Settings(ping_interval=None, origins=None)
 _DRIVER = "engineio.async_drivers.gevent"
 
 
-def install(**settings: Any) -> None:
+def install(**settings: Unpack[SettingsDict]) -> None:
     """Has python-engineio's gevent driver make its WebSockets of sessions, in this process.
 
     May be called before or after python-engineio is imported, and does not import it. ``settings`` are those of
@@ -147,7 +150,7 @@ class WebSocketWSGI:
     def wait(self) -> str | bytes | None:
         """The next message; blocks. None once the WebSocket is over."""
         try:
-            return self._opened().receive()  # type: ignore[no-any-return]
+            return self._opened().receive()
         except ConnectionClosed:
             return None
 

@@ -6,7 +6,7 @@ broadcasting.pxd gives the types to the compiled build.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from gevent import get_hub
 
@@ -22,7 +22,10 @@ __all__ = ["broadcast", "shared_message"]
 
 
 def broadcast(
-    sessions: Iterable[DefaultWebSocketSession], message: str | bytes | bytearray | memoryview, *, slow: str = "skip"
+    sessions: Iterable[DefaultWebSocketSession],
+    message: str | bytes | bytearray | memoryview,
+    *,
+    slow: Literal["skip", "close"] = "skip",
 ) -> int:
     """Sends one message, str as text and bytes-like as binary, to all ``sessions``; gives how many take it.
 

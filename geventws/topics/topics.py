@@ -448,7 +448,7 @@ class Topics:
         here = self._topics.get(topic)
         return 0 if here is None else len(here)
 
-    def sessions(self, topic: str) -> list[Any]:
+    def sessions(self, topic: str) -> list[DefaultWebSocketSession]:
         """The sessions of this process that are subscribed to ``topic``."""
         self._enter()
         encode_topic(topic)

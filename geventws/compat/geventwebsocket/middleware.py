@@ -26,6 +26,9 @@ from geventws.upgrade import KEY, lighten
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from typing_extensions import Unpack
+
+    from geventws.settings import SettingsDict
 
 __all__ = ["WEBSOCKET", "Client", "Clients", "ConnectionHandler", "OfferEnviron", "ServerState", "WebSocketMiddleware"]
 
@@ -206,7 +209,7 @@ class WebSocketMiddleware:
     ``server`` is what ``application`` finds as ``ws.handler.server``; the settings are those of `geventws.Settings`.
     """
 
-    def __init__(self, application: WSGIApplication, server: Any = None, **settings: Any) -> None:
+    def __init__(self, application: WSGIApplication, server: Any = None, **settings: Unpack[SettingsDict]) -> None:
         self.application = application
         self.server = ServerState(application) if server is None else server
         self.settings = Settings().override(**settings)
