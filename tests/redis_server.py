@@ -223,3 +223,85 @@ def behind_tls(server: RedisServer, certificate: Any) -> Iterator[int]:
         yield front.server_port
     finally:
         front.stop(timeout=1)
+
+
+class Way:
+    """A way to a server that can be cut while the server goes on; in a patched process."""
+
+    def __init__(self, server: RedisServer) -> None:
+        from gevent.server import StreamServer
+
+        self._server = server
+        #: Whether new connections are taken.
+        self.is_open = True
+        #: Bytes that have gone to the server.
+        self.passed = 0
+        #: Each connection's two sockets, and whether it is one that listens.
+        self._connections: list[list[Any]] = []
+        self._front = StreamServer(("127.0.0.1", 0), self._handle)
+        self._front.start()
+
+    @property
+    def url(self) -> str:
+        """The URL for clients."""
+        return f"redis://127.0.0.1:{self._front.server_port}/0"
+
+    def cut(self, listening: bool | None = None) -> None:
+        """Ends the connections, or those that listen, or the others; there are no new ones until `is_open` is set."""
+        self.is_open = False
+        for client, backend, listens in self._connections:
+            if listening in (None, listens):
+                _shut(client)
+                _shut(backend)
+
+    def close(self) -> None:
+        """Ends it all."""
+        self.cut()
+        self._front.stop(timeout=1)
+
+    def _handle(self, client: Any, address: Any) -> None:
+        import gevent
+
+        if not self.is_open:
+            return
+        backend = socket.create_connection(("127.0.0.1", self._server.port))
+        connection = [client, backend, False]
+        self._connections.append(connection)
+
+        def bring() -> None:
+            try:
+                while data := backend.recv(65536):
+                    client.sendall(data)
+            except OSError:
+                pass
+            _shut(client)
+
+        greenlet = gevent.spawn(bring)
+        try:
+            while data := client.recv(65536):
+                connection[2] = connection[2] or b"SUBSCRIBE" in data
+                backend.sendall(data)
+                self.passed += len(data)
+        except OSError:
+            pass
+        _shut(backend)
+        greenlet.join()
+        backend.close()
+        self._connections.remove(connection)
+
+
+def _shut(end: Any) -> None:
+    try:
+        end.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+
+
+@contextmanager
+def cuttable(server: RedisServer) -> Iterator[Way]:
+    """A way to a server that can be cut."""
+    way = Way(server)
+    try:
+        yield way
+    finally:
+        way.close()

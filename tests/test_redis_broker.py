@@ -29,11 +29,11 @@ from geventws.errors import UsageError
 from geventws.topics import redis_presence
 from geventws.topics.nouns import Member, Position
 from geventws.topics.redis_broker import RedisBroker
-from geventws.topics.wire import encode_plain
+from geventws.topics.wire import encode_plain, encode_source
 from tests import redis_server
 from tests.patched import PatchedProcess, end_process, patched
 from tests.peer import PATIENCE, wait_until
-from tests.redis_server import RedisServer, any_kind, kinds, running
+from tests.redis_server import RedisServer, any_kind, cuttable, kinds, running
 
 pytestmark = pytest.mark.skipif(not redis_server.SERVERS, reason=redis_server.NO_SERVER)
 
@@ -138,6 +138,11 @@ def numbers(payloads: list[bytes]) -> list[int]:
     return [int(payload) for payload in payloads]
 
 
+def entry(sequence: int, payload: bytes) -> dict[Any, Any]:
+    """An entry of a history, of a process that is none."""
+    return {"k": "t", "s": encode_source(b"8 bytes.", sequence), "p": payload}
+
+
 _kept: dict[str, Any] = {}
 
 
@@ -185,6 +190,11 @@ def member_names(topic: str) -> list[str]:
 def changes() -> list[list[str]]:
     """In another process: the members that came and left."""
     return [list(change) for change in _kept["receiver"].changes]
+
+
+def gaps() -> list[list[Any]]:
+    """In another process: what was told of gaps."""
+    return [list(gap) for gap in _kept["receiver"].gaps]
 
 
 def end() -> None:
@@ -564,7 +574,7 @@ def test_publishing_waits_while_too_much_waits() -> None:
 
 @patched
 def test_what_was_on_its_way_may_have_arrived() -> None:
-    with running(any_kind()) as server, brokers(server.url) as (broker, receiver):
+    with running(any_kind()) as server, brokers(server.url) as (broker, receiver), logged() as log:
         broker.subscribe("h10")
         broker.publish("x", 1, b"")
         broker.flush(20)
@@ -583,10 +593,178 @@ def test_what_was_on_its_way_may_have_arrived() -> None:
             flushed.get()
         assert missed.get() is None
         assert (broker.statistics.unconfirmed, broker.statistics.unsent) == (2, 2)
-        # What can't have reached the others is delivered here all the same.
-        assert receiver.messages == [("h10", 1, b"waiting", None)]
+        # Whether it has reached the others or not, it is delivered here all the same.
+        assert receiver.messages == [("h10", 1, b"in flight", None), ("h10", 1, b"waiting", None)]
         assert not broker.publish("h10", 1, b"later")
         assert (broker.statistics.unconfirmed, broker.statistics.unsent) == (2, 3)
+        server.start()
+        wait_until(lambda: broker.available)
+        assert "3 messages not sent, 2 perhaps" in log[-1]
+
+
+@on_each_kind
+@patched
+def test_all_are_told_of_what_redis_never_got_of_a_history(kind: str) -> None:
+    server = shared_server(kind)
+    with (
+        cuttable(server) as way,
+        brokers(way.url, 2) as (broker, receiver, another, cut),
+        brokers(server.url) as (other, stayed),
+    ):
+        for each in (broker, another, other):
+            start = each.subscribe("h100")
+        broker.publish("h100", 1, b"before")
+        broker.flush(20)
+        for each in (receiver, cut, stayed):
+            wait_until(lambda: each.messages)  # noqa: B023
+        way.cut()
+        wait_until(lambda: broker._running.link(0).commands.refuses and not another.available)
+        for number in range(10):
+            assert not broker.publish("h100", 1, b"%d" % number)
+        other.publish("h100", 1, b"of another")
+        way.is_open = True
+        # Nothing more has to be published for that.
+        for each in (cut, stayed):
+            wait_until(lambda: each.gaps)  # noqa: B023
+        broker.publish("h100", 1, b"after")
+        for each in (receiver, cut, stayed):
+            wait_until(lambda: len(each.messages) == 3)  # noqa: B023
+            assert each.payloads("h100") == [b"before", b"of another", b"after"]
+            assert each.gaps == ([] if each is receiver else [("h100", 10)])
+        assert (another.statistics.lost, other.statistics.lost, broker.statistics.lost) == (10, 10, 0)
+        # What came before the gap, and what after it, are not taken for one.
+        since, end = start._replace(offset=1), other.position("h100")
+        assert end == start._replace(offset=4)
+        missed = [(position.offset, payload) for position, _, payload in other.missed("h100", since, end)]
+        assert missed in ([(2, b"of another"), (4, b"after")], [(3, b"of another"), (4, b"after")])
+        # It is told once.
+        broker.publish("h100", 1, b"more")
+        wait_until(lambda: len(stayed.messages) == 4)
+        assert stayed.messages[-1][3] == start._replace(offset=5)
+        assert broker._running.unsettled == {}
+
+
+@patched
+def test_all_are_told_of_what_redis_has_refused_of_a_history() -> None:
+    with running(any_kind()) as server, brokers(server.url, 2) as (broker, receiver, other, there):
+        for each in (broker, other):
+            each.subscribe("h100")
+        with server.client() as client, logged() as log:
+            broker.publish("h100", 1, b"before")
+            broker.flush(20)
+            client.config_set("maxmemory", "1")
+            for number in range(5):
+                assert broker.publish("h100", 1, b"%d" % number)
+            with pytest.raises(ConnectionError, match=r"Redis has refused messages: .*maxmemory"):
+                broker.flush(20)
+            client.config_set("maxmemory", "0")
+            wait_until(lambda: there.gaps == [("h100", 5)])
+            broker.publish("h100", 1, b"after")
+            wait_until(lambda: len(there.messages) == 2)
+            assert len(log) == 1
+        wait_until(lambda: len(receiver.messages) == 7)
+        assert receiver.payloads("h100") == [b"before", *(b"%d" % number for number in range(5)), b"after"]
+        assert receiver.gaps == []
+        assert (broker.statistics.unsent, other.statistics.lost) == (5, 5)
+
+
+@patched
+def test_what_was_on_its_way_is_looked_for_in_the_history() -> None:
+    with (
+        running(any_kind()) as server,
+        cuttable(server) as way,
+        brokers(way.url) as (broker, receiver),
+        brokers(server.url) as (other, there),
+    ):
+        for each in (broker, other):
+            each.subscribe("h100")
+        broker.publish("h100", 1, b"0")
+        wait_until(lambda: len(receiver.messages) == len(there.messages) == 1)
+        link = broker._running.link(0)
+        passed = way.passed
+        server.signal(signal.SIGSTOP)
+        for number in (1, 2, 3):
+            assert broker.publish("h100", 1, b"%d" % number)
+        wait_until(lambda: len(link.commands.in_flight) == 3 and way.passed > passed)
+        way.cut()
+        wait_until(lambda: link.commands.refuses)
+        for number in (4, 5):
+            assert not broker.publish("h100", 1, b"%d" % number)
+        server.signal(signal.SIGCONT)
+        way.is_open = True
+        # The three have arrived, and the two have not.
+        wait_until(lambda: there.gaps)
+        broker.publish("h100", 1, b"6")
+        wait_until(lambda: len(there.messages) == 5)
+        assert there.payloads("h100") == [b"0", b"1", b"2", b"3", b"6"]
+        assert there.gaps == [("h100", 2)]
+        assert (broker.statistics.unconfirmed, broker.statistics.unsent, other.statistics.lost) == (3, 2, 2)
+        # Here they were delivered at once, and not again. The broker's caller delivers those that it did not take.
+        wait_until(lambda: receiver.messages[-1][2] == b"6")
+        assert receiver.payloads("h100") == [b"0", b"1", b"2", b"3", b"6"]
+        assert [message[3] is None for message in receiver.messages] == [False, True, True, True, False]
+        assert receiver.gaps == []
+
+
+def publish_until_stopped(url: str, topics: list[str], path: str) -> dict[str, Any]:
+    """In another process: publishes numbers to topics with a history that it hears itself, until a file is there."""
+    with brokers(url) as (broker, receiver):
+        for topic in topics:
+            broker.subscribe(topic)
+        count = 0
+        while not os.path.exists(path):
+            for topic in topics:
+                if not broker.publish(topic, 1, b"%d" % count):
+                    receiver.message(topic, 1, b"%d" % count, None)
+            count += 1
+            gevent.sleep(0.005)
+        wait_until(lambda: broker.available)
+        for topic in topics:
+            assert broker.publish(topic, 1, b"%d" % count)
+        broker.flush(20)
+        wait_until(lambda: not broker._running.unsettled)
+        for topic in topics:
+            wait_until(lambda: receiver.payloads(topic)[-1:] == [b"%d" % count])  # noqa: B023
+            assert numbers(receiver.payloads(topic)) == list(range(count + 1))
+        assert broker.statistics.lost == 0
+        return {"published": count + 1, "unsent": broker.statistics.unsent}
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["empty", "with its data"])
+@patched
+def test_each_loss_of_a_history_is_counted(kept: bool) -> None:
+    options = ("--appendonly", "yes") if kept else ()
+    topics = [f"h5000-{number}" for number in range(5)]
+    with (
+        running(any_kind(), *options) as server,
+        PatchedProcess() as other,
+        brokers(server.url) as (broker, receiver),
+    ):
+        for topic in topics:
+            broker.subscribe(topic)
+        stop = os.path.join(server.directory, "stop")
+        other.begin(publish_until_stopped, server.url, topics, stop)
+        wait_until(lambda: len(receiver.messages) > 100)
+        for _ in range(2):
+            server.kill()
+            wait_until(lambda: not broker.available)
+            gevent.sleep(0.3)
+            server.start()
+            wait_until(lambda: broker.available)
+            before = len(receiver.messages)
+            wait_until(lambda: len(receiver.messages) > before + 100)  # noqa: B023
+        Path(stop).touch()
+        counted = other.result()
+        last = b"%d" % (counted["published"] - 1)
+        for topic in topics:
+            wait_until(lambda: receiver.payloads(topic)[-1] == last)  # noqa: B023
+            payloads = numbers(receiver.payloads(topic))
+            assert payloads == sorted(set(payloads))
+        missing = counted["published"] * len(topics) - len(receiver.messages)
+        assert 0 < missing == broker.statistics.lost == sum(lost for _, lost in receiver.gaps if lost)
+        assert counted["unsent"] > 0
+        if kept:
+            assert None not in [lost for _, lost in receiver.gaps]
 
 
 @patched
@@ -606,6 +784,22 @@ def test_another_thread_publishes() -> None:
         wait_until(lambda: len(receiver.messages) == 1000)
         assert numbers(receiver.payloads("x")) == list(range(1000))
         assert receiver.gaps == []
+
+
+def test_a_script_tells_of_what_redis_has_refused() -> None:
+    with running(any_kind()) as server, brokers(server.url) as (broker, _), PatchedProcess() as other:
+        other.call(open_broker, server.url, ["h100"])
+        with server.client() as client:
+            assert broker.publish("h100", 1, b"before")
+            client.config_set("maxmemory", "1")
+            for _ in range(3):
+                assert not broker.publish("h100", 1, b"lost")
+            client.config_set("maxmemory", "0")
+            assert broker.publish("h100", 1, b"after")
+            wait_for(other, gaps, until=[["h100", 3]])
+            assert broker.publish("h100", 1, b"more")
+            assert broker.position("h100").offset == 4
+            assert broker._running.unsettled == {}
 
 
 @patched
@@ -682,7 +876,7 @@ def test_a_user_with_few_rights() -> None:
         with brokers(f"redis://mute:secret@127.0.0.1:{server.port}", namespace="ws") as (broker, _), logged() as log:
             for _ in range(10):
                 broker.publish("x", 1, b"hello")
-            with pytest.raises(ConnectionError):
+            with pytest.raises(ConnectionError, match="Redis has refused messages: "):
                 broker.flush(20)
             assert broker.statistics.unsent == 10
             assert len(log) == 1
@@ -1035,20 +1229,54 @@ def test_a_history_that_is_begun_anew() -> None:
 
 
 @patched
+def test_positions_that_are_none_are_counted_and_dropped() -> None:
+    server = shared_server(any_kind())
+    source = encode_source(b"8 bytes.", 0)
+    with brokers(server.url, 2) as (broker, receiver, other, _), server.client() as client:
+
+        def readings() -> int:
+            return int(client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0))
+
+        start = broker.subscribe("h100")
+        for number in range(3):
+            other.publish("h100", 1, b"%d" % number)
+        other.flush(20)
+        wait_until(lambda: len(receiver.messages) == 3)
+        before = readings()
+        # Far ahead; the first and another one of an older epoch; and of a newer one.
+        false = (start._replace(offset=1000), Position(5, 1), Position(5, 7), Position(start.epoch + 10**9, 1))
+        for position in false:
+            client.publish("test:{h100}", b"\x01t%b %bfalse" % (str(position).encode(), source))
+        client.publish("test:{h100}", b"\x01g%d-1000 %b5" % (start.epoch, source))
+        wait_until(lambda: broker.statistics.malformed == len(false) + 1)
+        # More than are kept, and than may wait.
+        for number in range(3, 2000):
+            other.publish("h100", 1, b"%d" % number)
+        other.flush(20)
+        wait_until(lambda: len(receiver.messages) == 2000)
+        assert numbers(receiver.payloads("h100")) == list(range(2000))
+        assert [message[3] for message in receiver.messages] == [start._replace(offset=n) for n in range(1, 2001)]
+        assert receiver.gaps == []
+        assert broker.statistics.malformed == len(false) + 1
+        # It has not gone on to read the history.
+        assert readings() - before <= 1997 + 2 * len(false) + 2
+
+
+@patched
 def test_messages_that_come_while_others_are_missing_wait_for_these() -> None:
     server = shared_server(any_kind())
     with brokers(server.url, 2) as (broker, receiver, other, _), server.client() as client:
         start = broker.subscribe("h5000")
         # These are not told to subscribers, as if they had been lost on the way.
         for number in range(10):
-            client.xadd("test:{h5000}:log", {"k": "t", "p": b"%d" % number}, id=f"{start.epoch}-*")
+            client.xadd("test:{h5000}:log", entry(number, b"%d" % number), id=f"{start.epoch}-*")
         for number in range(10, 4000):
             other.publish("h5000", 1, b"%d" % number)
             receiver.holds = 0.0001 if number < 200 else 0.0
             if number % 50 == 0:
                 gevent.sleep()
             if number == 500:
-                client.xadd("test:{h5000}:log", {"k": "t", "p": b"-1"}, id=f"{start.epoch}-*")
+                client.xadd("test:{h5000}:log", entry(10, b"-1"), id=f"{start.epoch}-*")
         other.flush(20)
         wait_until(lambda: len(receiver.messages) == 4001)
         offsets = [message[3].offset for message in receiver.messages]
@@ -1088,8 +1316,6 @@ def test_members_of_two_processes(kind: str) -> None:
         assert sorted(receiver.changes[3:]) == [("x", "leave", ada.name), ("x", "leave", "Bob")]
         wait_until(lambda: len(other.call(changes)) == 5)
         assert [member.name for member in broker.members("y")] == [""]
-        with pytest.raises(ValueError, match="a member's key"):
-            broker.join("x", Member("Ada", "a b"))
         broker.close()
         wait_for(other, member_names, "x", until=[])
         wait_until(lambda: len(other.call(changes)) == 6)

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from geventws.topics.nouns import Member, Position
 from geventws.topics.wire import (
+    GAP,
+    MOST_LIVES,
     ORIGINS,
+    SEQUENCE_BITS,
     Malformed,
     Names,
     Origins,
@@ -23,7 +26,7 @@ from geventws.topics.wire import (
     decode,
     decode_entry,
     encode_plain,
-    encode_presence,
+    encode_source,
     is_text,
     kind_of,
     missing_before,
@@ -88,21 +91,23 @@ def test_messages_without_a_position(opcode: int, payload: bytes) -> None:
 
 
 def test_messages_with_a_position() -> None:
-    assert decode(b"\x01t17-4 hello you") == Positioned(1, Position(17, 4), b"hello you")
-    assert decode(b"\x01b17-4 ") == Positioned(2, Position(17, 4), b"")
+    source = encode_source(ORIGIN, 258)
+    assert source == ORIGIN + b"\0\0\0\0\0\0\1\2"
+    assert decode(b"\x01t17-4 " + source + b"hello you") == Positioned(1, Position(17, 4), ORIGIN, 258, b"hello you")
+    assert decode(b"\x01b17-4 " + source) == Positioned(2, Position(17, 4), ORIGIN, 258, b"")
     longest = b"9" * 19 + b"-" + b"9" * 19
-    assert decode(b"\x01b" + longest + b" x") == Positioned(2, Position(int("9" * 19), int("9" * 19)), b"x")
+    end = Position(int("9" * 19), int("9" * 19))
+    assert decode(b"\x01b" + longest + b" " + source + b"x") == Positioned(2, end, ORIGIN, 258, b"x")
+    gap = decode(b"\x01g17-4 " + source + b"35")
+    assert gap == Positioned(GAP, Position(17, 4), ORIGIN, 258, b"35")
+    assert gap.lost == 35
     assert (kind_of(1), kind_of(2)) == (b"t", b"b")
 
 
 def test_members() -> None:
     member = Member("Ada\0 Löve\n", "k.1")
-    assert encode_presence("join", member) == b"\x01Jk.1 Ada\0 L\xc3\xb6ve\n"
-    assert decode(encode_presence("join", member)) == PresenceChange("join", member)
-    assert decode(encode_presence("leave", Member("", "k"))) == PresenceChange("leave", Member("", "k"))
-    for key in ("", "a b"):
-        with pytest.raises(ValueError, match="a member's key"):
-            encode_presence("join", Member("Ada", key))
+    assert decode(b"\x01Jk.1 Ada\0 L\xc3\xb6ve\n") == PresenceChange("join", member)
+    assert decode(b"\x01Lk ") == PresenceChange("leave", Member("", "k"))
 
 
 @pytest.mark.parametrize(
@@ -118,6 +123,10 @@ def test_members() -> None:
         b"\x01t",
         b"\x01t17 x",
         b"\x01t17-4",
+        b"\x01t17-4 " + ORIGIN + b"1234567",
+        b"\x01g17-4 " + ORIGIN * 2,
+        b"\x01g17-4 " + ORIGIN * 2 + b"-1",
+        b"\x01g17-4 " + ORIGIN * 2 + b"1" * 20,
         b"\x01t-4 x",
         b"\x01t17-4x x",
         b"\x01t\xb2-1 x",
@@ -146,9 +155,26 @@ def test_any_bytes_are_something_or_malformed(data: bytes, ours: bool) -> None:
 
 
 def test_entries_of_a_stream() -> None:
-    assert decode_entry([b"5-1", [b"k", b"t", b"p", b"x"]]) == (1, b"x")
-    assert decode_entry([b"5-1", [b"k", b"b", b"p", b""]]) == (2, b"")
-    for fields in ([b"k", b"t"], [b"p", b"x", b"k", b"t"], [b"k", b"x", b"p", b""], None, []):
+    source, at = encode_source(ORIGIN, 7), Position(5, 1)
+
+    def entry(*fields: bytes) -> list[object]:
+        return [b"5-1", list(fields)]
+
+    assert decode_entry(entry(b"k", b"t", b"s", source, b"p", b"x")) == Positioned(1, at, ORIGIN, 7, b"x")
+    # All before it is settled.
+    assert decode_entry(entry(b"k", b"b", b"s", source + b"!", b"p", b"")) == Positioned(2, at, ORIGIN, 7, b"")
+    assert decode_entry(entry(b"k", b"g", b"s", source + b"!", b"p", b"3")) == Positioned(GAP, at, ORIGIN, 7, b"3")
+    for fields in (
+        [b"k", b"t"],
+        [b"k", b"t", b"p", b"x"],
+        [b"p", b"x", b"s", source, b"k", b"t"],
+        [b"k", b"x", b"s", source, b"p", b""],
+        [b"k", b"", b"s", source, b"p", b""],
+        [b"k", b"t", b"s", b"short", b"p", b""],
+        [b"k", b"g", b"s", source, b"p", b"x"],
+        None,
+        [],
+    ):
         with pytest.raises(Malformed):
             decode_entry([b"5-1", fields])
 
@@ -175,14 +201,47 @@ def test_what_is_missing_of_an_origin() -> None:
     assert origins.missing(ORIGIN, 57) == 0
     assert origins.missing(ORIGIN, 58) == 0
     assert origins.missing(ORIGIN, 62) == 3
-    # It has begun anew, and the first ones were lost: nobody can tell.
-    assert origins.missing(ORIGIN, 2) == 0
-    assert origins.missing(ORIGIN, 3) == 0
+    # One that was seen before says nothing new.
+    assert origins.missing(ORIGIN, 61) == 0
+    assert origins.missing(ORIGIN, 63) == 0
+    # It had forgotten the topic, and has begun anew: nobody can tell.
+    begun = 1 << SEQUENCE_BITS
+    assert origins.missing(ORIGIN, begun + 2) == 0
+    assert origins.missing(ORIGIN, begun + 4) == 1
     assert origins.missing(b"another.", 0) == 0
-    assert origins.missing(ORIGIN, 0) == 0
+    # A gap tells of all up to its number, of which some are known to have come, or of as many as it says.
+    assert origins.missing_up_to(ORIGIN, begun + 9, 7) == 5
+    assert origins.missing_up_to(ORIGIN, begun + 9, 7) == 0
+    assert origins.missing(ORIGIN, begun + 10) == 0
+    assert origins.missing_up_to(b"unknown.", 9, 7) == 7
+    assert origins.missing(b"unknown.", 10) == 0
     for number in range(5 * ORIGINS):
         assert origins.missing(b"%8d" % number, number) == 0
     assert len(origins) == ORIGINS
+    # Whoever goes on to publish is not forgotten.
+    for number in range(5 * ORIGINS):
+        assert origins.missing(ORIGIN, 2 * number) == (1 if number else 0)
+        origins.missing(b"%8d" % number, 1)
+    origins.clear()
+    assert len(origins) == 0
+
+
+def test_what_redis_perhaps_lacks() -> None:
+    topic = Topic("a", b"a", 0, 10, MOST_LIVES + 3)
+    assert topic.sequence == 3 << SEQUENCE_BITS
+    assert topic.sequence < 1 << 53
+    topic.settle(5)
+    assert topic.first_lost is None
+    for sequence in (7, 5, 6):
+        topic.lose(sequence)
+    assert topic.first_lost == 5
+    # One more was lost while Redis was told of those before.
+    topic.settle(6)
+    assert topic.first_lost == 7
+    topic.settle(6)
+    assert topic.first_lost == 7
+    topic.settle(7)
+    assert topic.first_lost is None
 
 
 def test_the_topics_used_last_are_known() -> None:

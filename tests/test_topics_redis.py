@@ -19,7 +19,7 @@ from geventws.topics import Gap, Presence
 from tests import redis_server
 from tests.patched import end_process, patched
 from tests.peer import Peer, wait_until
-from tests.redis_server import RedisServer, any_kind, running
+from tests.redis_server import RedisServer, any_kind, cuttable, running
 from tests.test_broadcasting import Room
 
 pytestmark = pytest.mark.skipif(not redis_server.SERVERS, reason=redis_server.NO_SERVER)
@@ -204,8 +204,10 @@ def test_without_redis_all_goes_on_here_and_later_everywhere() -> None:
         assert one.statistics().unsent == 2
         server.start()
         wait_until(lambda: one._broker.available and two._broker.available)  # type: ignore[union-attr]
-        for peer in peers:
-            assert sorted(texts(peer, 2)) == ["gap in history", "gap in plain"]
+        # Of the history others are also told how many are missing.
+        assert sorted(texts(peers[0], 2)) == ["gap in history", "gap in plain"]
+        assert sorted(texts(peers[1], 3)) == ["gap in history", "gap in history", "gap in plain"]
+        assert two.statistics().lost == 1
         for topic in ("plain", "history"):
             two.publish(topic, f"again: {topic}")
         for peer in peers:
@@ -215,6 +217,86 @@ def test_without_redis_all_goes_on_here_and_later_everywhere() -> None:
         assert (statistics.published, statistics.unsent, statistics.gaps) == (3, 2, 2)
         for number in (0, 1):
             nothing_more(room, peers[number], number)
+
+
+@patched
+def test_who_comes_back_over_a_gap_is_told_so() -> None:
+    def gap(event: Gap) -> str:
+        return f"gap of {event.lost}"
+
+    def envelope(topic: str, message: Any, position: Position | None) -> str:
+        return f"{message} {position.offset if position else '-'}"
+
+    options: dict[str, Any] = {"history": 100, "envelope": envelope}
+    with (
+        running(any_kind()) as server,
+        cuttable(server) as way,
+        shared(server, 1, **options) as (two,),
+        Room() as room,
+    ):
+        one = Topics(way.url, **options)
+        peers = [room.join() for _ in range(3)]
+        for topics, session in zip((one, two, two), room.sessions, strict=True):
+            start = topics.subscribe(session, "a", on_gap=gap).position
+        one.publish("a", "before")
+        assert [texts(peer, 1) for peer in peers] == [["before 1"]] * 3
+        two.unsubscribe(room.sessions[2], "a")
+        way.cut()
+        wait_until(lambda: one._broker._running.link(0).commands.refuses)  # type: ignore[union-attr]
+        for number in range(10):
+            one.publish("a", f"{number}")
+        assert texts(peers[0], 10) == [f"{number} -" for number in range(10)]
+        way.is_open = True
+        assert texts(peers[1], 1) == ["gap of 10"]
+        one.publish("a", "after")
+        assert texts(peers[0], 1) == texts(peers[1], 1) == ["after 3"]
+        assert two.statistics().lost == 10
+        # Who was away is sent what there is, and told that this is not all; the last ones too, but not twice.
+        assert start is not None
+        since = start._replace(offset=1)
+        for count, recent in enumerate((0, 50)):
+            result = two.subscribe(room.sessions[2], "a", since=since, recent=recent)
+            assert result == (start._replace(offset=3), False, 1), count
+            assert texts(peers[2], 1) == ["after 3"]
+        assert two.subscribe(room.sessions[2], "a", since=result.position) == (result.position, True, 0)
+        assert one.subscribe(room.sessions[2], "a", recent=50)[1:] == (True, 2)
+        assert texts(peers[2], 2) == ["before 1", "after 3"]
+        one.unsubscribe(room.sessions[2], "a")
+        for number in range(3):
+            nothing_more(room, peers[number], number)
+        one.close()
+
+
+@patched
+def test_a_publisher_hears_itself_in_order() -> None:
+    """Also where Redis has a message that it could not tell us of before it was lost."""
+    with (
+        running(any_kind()) as server,
+        cuttable(server) as way,
+        shared(server, 1, history=100) as (two,),
+        Room() as room,
+    ):
+        one = Topics(way.url, history=100)
+        peers = [room.join() for _ in range(2)]
+        for topics, session in zip((one, two), room.sessions, strict=True):
+            topics.subscribe(session, "a")
+        one.publish("a", "0")
+        assert [texts(peer, 1) for peer in peers] == [["0"]] * 2
+        link = one._broker._running.link(0)  # type: ignore[union-attr]
+        way.cut(listening=True)
+        one.publish("a", "1")
+        assert texts(peers[1], 1) == ["1"]
+        way.cut(listening=False)
+        wait_until(lambda: link.commands.refuses)
+        one.publish("a", "2")
+        assert texts(peers[0], 2) == ["1", "2"]
+        way.is_open = True
+        wait_until(lambda: one._broker.available)  # type: ignore[union-attr]
+        one.publish("a", "3")
+        assert [texts(peer, 1) for peer in peers] == [["3"]] * 2
+        for number in range(2):
+            nothing_more(room, peers[number], number)
+        one.close()
 
 
 @patched

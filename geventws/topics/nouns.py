@@ -55,9 +55,9 @@ class Presence(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """That messages of a topic may have been lost for its subscribers in this process, and how many.
+    """That messages of a topic are lost for its subscribers in this process, and how many.
 
-    ``lost`` is None where nobody can tell.
+    ``lost`` is None where some may be, and nobody can tell.
     """
 
     topic: str
@@ -69,7 +69,8 @@ class Subscribed(NamedTuple):
 
     #: Where the topic stands; None without a history, and where the history is out of reach.
     position: Position | None
-    #: Whether the session has all messages between the position that it gave and this one; True if it gave none.
+    #: Whether the session has all messages between the position that it gave and this one; True if it gave none. False
+    #: too where messages never got to Redis in between, although sessions of their publisher's process have them.
     recovered: bool
     #: The messages that it was sent of the history.
     missed: int

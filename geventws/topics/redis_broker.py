@@ -94,8 +94,8 @@ class RedisBroker:
         The caller counts it as published, the broker as ``unsent`` or ``unconfirmed`` where it came to that.
 
         Does not wait for Redis, but for other messages while more than 1 MiB of them wait. One of a topic with history
-        comes back to this process with its position; if it can't be sent although True was returned, it comes back
-        without one.
+        comes back to this process with its position; if it can't be sent although True was returned, or perhaps was
+        not, it comes back without one. Where False is returned, those before it have come back.
         """
         running = self._running
         if running is None or self._process != current_process() or self._closed:
@@ -103,7 +103,10 @@ class RedisBroker:
         return running.publish(topic, opcode, payload)
 
     def missed(self, topic: str, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
-        """The messages behind ``since`` up to ``up_to``; None where not all of them can be had. Blocks."""
+        """The messages behind ``since`` up to ``up_to``; None where not all of them can be had. Blocks.
+
+        An offset that is left out stands for messages of some process that Redis never got.
+        """
         return self._here().missed(topic, since, up_to)
 
     def position(self, topic: str) -> Position | None:
@@ -140,7 +143,7 @@ class RedisBroker:
     def flush(self, timeout: float | None = None) -> None:
         """Blocks until Redis has answered to all that was published.
 
-        Raises ``TimeoutError``, and ``ConnectionError`` when Redis is away or was lost meanwhile.
+        Raises ``TimeoutError``, and ``ConnectionError`` when Redis is away, was lost meanwhile or has refused messages.
         """
         running = self._running
         if running is not None and self._process == current_process():

@@ -296,9 +296,11 @@ class Channels:
     def read_history(self, subscription: Subscription) -> None:
         """Has a subscription catch up, now or once the server is back."""
         self.behind[subscription] = None
+        reading = subscription.reading
 
         def done(reply: Any) -> None:
-            if subscription not in self.behind:
+            if subscription not in self.behind or subscription.reading != reading:
+                # Another connection's reply was there before.
                 return
             if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
                 # It is read once the server is back.

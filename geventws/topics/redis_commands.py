@@ -33,9 +33,11 @@ from geventws.topics.redis_connections import (
     Slots,
     is_readable,
     load_scripts,
+    reason,
     send,
 )
 from geventws.topics.statistics import Statistics
+from geventws.topics.wire import Topic
 
 __all__ = ["ELSEWHERE", "Command", "Commands", "CommandsOwner", "Publication"]
 
@@ -56,15 +58,14 @@ SCRIPT_ATTEMPTS = 16
 
 
 class Publication:
-    """A message in a command: counted, and delivered here if it is of a topic with history and can't be sent."""
+    """A message in a command: counted, and delivered here if it is of a topic with history and perhaps not sent."""
 
-    __slots__ = ("opcode", "payload", "topic")
+    __slots__ = ("sequence", "topic")
 
-    def __init__(self, topic: str | None, opcode: int, payload: bytes) -> None:
+    def __init__(self, topic: Topic | None, sequence: int) -> None:
         #: None for a message that was delivered here at once.
         self.topic = topic
-        self.opcode = opcode
-        self.payload = payload
+        self.sequence = sequence
 
 
 class Command:
@@ -99,8 +100,12 @@ class CommandsOwner(Protocol):
     def send_again(self, commands: list[Command]) -> None:
         """Sends what another node is to do, before all else."""
 
-    def deliver_here(self, publication: Publication) -> None:
-        """A message that was taken to be sent, and was not."""
+    #: Messages that servers have refused, and why the last one was.
+    refused: int
+    refusal: str
+
+    def not_sent(self, publication: Publication) -> None:
+        """A message that was taken to be sent, and was not, or perhaps not."""
 
 
 class Commands:
@@ -209,8 +214,7 @@ class Commands:
                     self._statistics.unconfirmed += 1
                 else:
                     self._statistics.unsent += 1
-                    if publication.topic is not None:
-                        self._owner.deliver_here(publication)
+                self._owner.not_sent(publication)
             if command.done is not None:
                 command.done(error or ConnectionError("the server is away"))
 
@@ -243,8 +247,9 @@ class Commands:
                 if self._line.ended:
                     return
                 self._connected, self.has_failed = False, True
-                self._drop_all(error)
+                # First, so that what is dropped is counted as lost in this outage.
                 self._line.lost(error)
+                self._drop_all(error)
             finally:
                 if connection is not None:
                     connection.disconnect()
@@ -349,6 +354,8 @@ class Commands:
     def _refuse(self, command: Command, error: ResponseError) -> None:
         """The server has not done what it was to do."""
         if command.publication is not None:
+            self._owner.refused += 1
+            self._owner.refusal = reason(error)
             self._line.log_refusal("messages", error)
         self.drop([command], error)
 

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 import gevent
 from gevent.monkey import get_original
-from redis.connection import Connection, ConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.connection import Connection, ConnectionPool, UnixDomainSocketConnection
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -177,11 +177,6 @@ class Connector:
         else:
             self.address = (made.host, made.port)
         self.timeout = self._options["socket_timeout"]
-
-    @property
-    def encrypted(self) -> bool:
-        """Whether connections are under TLS."""
-        return issubclass(self._class, SSLConnection)
 
     def connect(self, address: Address, timeout: float | None) -> tuple[Any, Greeting]:
         """A connection on which reads take up to ``timeout`` seconds, and what its server says of itself.

@@ -8,7 +8,7 @@ from typing import Any
 
 import gevent
 from gevent import get_hub
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 from gevent.hub import Hub
 from redis.exceptions import RedisError
 
@@ -20,12 +20,14 @@ from geventws.topics.redis_links import Link
 from geventws.topics.redis_presence import Attendance
 from geventws.topics.redis_process import Broker, Running
 from geventws.topics.redis_subscriptions import Subscription
-from geventws.topics.wire import Topic, encode_presence
+from geventws.topics.wire import Topic
 
 __all__ = ["Greenlets"]
 
 #: Seconds that the end of a process may wait for what is yet to be sent.
 EXIT_SECONDS = 1.0
+#: Seconds until Redis is told again of messages that it lacks, where it has refused that: at first, and at most.
+SETTLING_SECONDS, LONGEST_SETTLING = 0.5, 30.0
 
 
 class Greenlets(Running):
@@ -39,6 +41,10 @@ class Greenlets(Running):
         self._only: Link | None = self.links[self.connector.address]
         self.attendance = Attendance(self, self.names, self.worker_id)
         self._looking = False
+        self.refused = 0
+        self.refusal = ""
+        self._settling: gevent.Greenlet[..., Any] | None = None
+        self._settle_now = Event()
 
     @property
     def available(self) -> bool:
@@ -93,14 +99,34 @@ class Greenlets(Running):
         for link, those in by_link.items():
             link.commands.submit_first(those)
 
-    def deliver_here(self, publication: Publication) -> None:
-        """A message that was taken to be sent, and was not."""
-        assert publication.topic is not None
-        if publication.topic in self.subscriptions:
-            try:
-                self.inbox.receiver.message(publication.topic, publication.opcode, publication.payload, None)
-            except Exception:
-                self.inbox.failed()
+    def not_sent(self, publication: Publication) -> None:
+        """A message that was taken to be sent, and was not, or perhaps not: here it is delivered all the same."""
+        super().not_sent(publication)
+        topic = publication.topic
+        if topic is None:
+            return
+        subscription = self.subscriptions.get(topic.name)
+        if subscription is not None:
+            subscription.deliver_own(publication.sequence)
+        if self._settling is None:
+            self._settling = gevent.spawn(self._settle)
+
+    def connected(self) -> None:
+        """A server is back."""
+        self._settle_now.set()
+
+    def _settle(self) -> None:
+        """Has all told of what Redis lacks of this process's messages, as soon as that is possible."""
+        delay = SETTLING_SECONDS
+        while self.unsettled:
+            self._settle_now.clear()
+            self._submit_settlements()
+            delay = SETTLING_SECONDS if self._settle_now.wait(delay) else min(delay * 2, LONGEST_SETTLING)
+        self._settling = None
+
+    def _submit_settlements(self) -> None:
+        for topic in list(self.unsettled.values()):
+            self.link(topic.slot).commands.submit(self.settlement(topic))
 
     def history_command(self, subscription: Subscription, done: Callable[[Any], None]) -> Command:
         """The command that reads what a subscription lacks."""
@@ -144,9 +170,19 @@ class Greenlets(Running):
         return self._publish(topic, opcode, payload)
 
     def _publish(self, topic: Topic, opcode: int, payload: bytes) -> bool:
-        if self.link(topic.slot).commands.submit(self.publication(topic, opcode, payload)):
+        command = self.publication(topic, opcode, payload)
+        publication = command.publication
+        assert publication is not None
+        subscription = self.subscriptions.get(topic.name) if topic.history else None
+        if subscription is not None:
+            subscription.published(publication.sequence, opcode, payload)
+        if self.link(topic.slot).commands.submit(command):
             return True
         self.statistics.unsent += 1
+        if subscription is not None:
+            # The caller delivers it.
+            subscription.withdraw(publication.sequence)
+        self.not_sent(publication)
         return False
 
     def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:
@@ -172,7 +208,7 @@ class Greenlets(Running):
         self._check_thread()
         subscription = self.subscriptions.get(name)
         if subscription is None:
-            topic = self.make_topic(name)
+            topic = self.topics.get(name)
             subscription = Subscription(topic, self.inbox, self._read_history)
             self.subscriptions[name] = subscription
             self.link(topic.slot).channels.want(subscription)
@@ -190,7 +226,6 @@ class Greenlets(Running):
 
     def join(self, name: str, member: Member) -> None:
         """See `RedisBroker`."""
-        encode_presence("join", member)
         self.attendance.join(self.topics.get(name), member)
 
     def leave(self, name: str, member: Member) -> None:
@@ -219,6 +254,7 @@ class Greenlets(Running):
         self._check_thread()
         ends = None if timeout is None else monotonic() + timeout
         lost = self.statistics.unsent + self.statistics.unconfirmed
+        refused = self.refused
         # Once more for what a node of a cluster has sent on to another.
         for _ in range(2):
             for link in list(self.links.values()):
@@ -231,6 +267,8 @@ class Greenlets(Running):
                 with gevent.Timeout(None if ends is None else max(ends - monotonic(), 0), late):
                     if isinstance(result.get(), Exception):
                         raise _away(link)
+        if self.refused > refused:
+            raise ConnectionError(f"Redis has refused messages: {self.refusal}")
         for link in self.links.values():
             if link.commands.refuses:
                 raise _away(link)
@@ -243,6 +281,7 @@ class Greenlets(Running):
             if get_hub() is self.hub and self.available:
                 with gevent.Timeout(EXIT_SECONDS, False):  # type: ignore[arg-type]
                     self.attendance.close()
+                    self._submit_settlements()
                     self.flush(None)
         except (ConnectionError, RedisError):
             pass
@@ -254,6 +293,8 @@ class Greenlets(Running):
 
     def _end(self) -> None:
         self.attendance.end()
+        if self._settling is not None:
+            self._settling.kill(block=False)
         for link in list(self.links.values()):
             link.end()
 

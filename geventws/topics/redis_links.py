@@ -40,6 +40,9 @@ class Owner(CommandsOwner, ChannelsOwner, Protocol):
     def lost(self, link: Link) -> None:
         """The server does not answer, or refuses us; in a cluster another one may have its slots."""
 
+    def connected(self) -> None:
+        """Commands can be sent."""
+
 
 class Outage:
     """From when a server was lost until all is well again."""
@@ -109,6 +112,7 @@ class Link:
         """Commands can be sent."""
         if self._outage is not None:
             self._statistics.reconnects += 1
+        self._owner.connected()
         for subscription in list(self.channels.behind):
             self.channels.read_history(subscription)
         self.look_whether_over()

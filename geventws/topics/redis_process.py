@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from os import urandom
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from geventws.topics.redis_scripts import LIVE, PUBLISH, READ, Script
 from geventws.topics.redis_subscriptions import Inbox, Receiver, Subscription
 from geventws.topics.statistics import Statistics
 from geventws.topics.wire import (
+    GAP,
     Malformed,
     Names,
     Topic,
@@ -23,6 +25,7 @@ from geventws.topics.wire import (
     decode_entry,
     decode_position,
     encode_plain,
+    encode_source,
     kind_of,
     missing_before,
 )
@@ -33,7 +36,7 @@ __all__ = ["Broker", "Running"]
 TOPICS = 10_000
 
 #: Of a message that needs nothing more than to be counted.
-_PLAIN = Publication(None, 0, b"")
+_PLAIN = Publication(None, 0)
 
 
 class Broker(Protocol):
@@ -58,7 +61,10 @@ class Running:
         self.origin = urandom(8)
         self.worker_id = self.origin.hex()
         self.inbox = Inbox(broker.receiver, self.origin, broker.max_message_size, broker.statistics)
-        self.topics = TopicTable(TOPICS, self.make_topic)
+        self.topics = TopicTable(TOPICS, self._known_topic)
+        self._lives = count()
+        #: Topics with messages that Redis perhaps lacks, and knows nothing of.
+        self.unsettled: dict[str, Topic] = {}
         self.subscriptions: dict[str, Subscription] = {}
         self.slots: Slots | None = None
         self._history = broker.history
@@ -75,9 +81,16 @@ class Running:
         return b"PUBLISH" if self.slots is None else b"SPUBLISH"
 
     def make_topic(self, name: str) -> Topic:
-        """What is known of a topic, which may be none of those used last."""
+        """What a topic is called, of which nothing else is known."""
         channel = self.names.channel(name)
-        return Topic(name, channel, key_slot(channel), self._history(name))
+        return Topic(name, channel, key_slot(channel), self._history(name), next(self._lives))
+
+    def _known_topic(self, name: str) -> Topic:
+        """A topic that is none of those used last."""
+        subscription = self.subscriptions.get(name)
+        if subscription is not None:
+            return subscription.topic
+        return self.unsettled.get(name) or self.make_topic(name)
 
     def script(
         self, script: Script, slot: int, keys: tuple[bytes, ...], arguments: tuple[bytes, ...], done: Any = None
@@ -87,27 +100,59 @@ class Running:
 
     def publication(self, topic: Topic, opcode: int, payload: bytes) -> Command:
         """The command that publishes a message."""
+        sequence = topic.sequence
+        topic.sequence += 1
         if not topic.history:
-            data = encode_plain(opcode, self.origin, topic.sequence, payload)
-            topic.sequence += 1
+            data = encode_plain(opcode, self.origin, sequence, payload)
             return Command(topic.slot, (self.publish_command, topic.channel, data), len(data), _PLAIN)
-        return Command(
-            topic.slot,
-            (
-                b"EVALSHA",
-                PUBLISH.hash,
-                b"2",
-                topic.stream,
-                topic.channel,
-                b"%d" % topic.history,
-                self._history_milliseconds,
-                kind_of(opcode),
-                payload,
-                self.publish_command,
-            ),
-            len(payload),
-            Publication(topic.name, opcode, payload),
+        return self._positioned(topic, kind_of(opcode), payload, sequence, Publication(topic, sequence))
+
+    def settlement(self, topic: Topic) -> Command:
+        """The command that has all told of what Redis lacks of a topic's messages."""
+        return self._positioned(topic, b"", b"", topic.sequence, None)
+
+    def _positioned(
+        self, topic: Topic, kind: bytes, payload: bytes, sequence: int, publication: Publication | None
+    ) -> Command:
+        first, before = b"", b""
+        settles: Callable[[Any], None] | None = None
+        if topic.first_lost is not None:
+            first = b"%d" % topic.first_lost
+            before = encode_source(self.origin, sequence - 1)
+
+            def settles(reply: Any) -> None:
+                if not isinstance(reply, Exception):
+                    self._settled(topic, sequence - 1)
+
+        arguments = (
+            b"EVALSHA",
+            PUBLISH.hash,
+            b"2",
+            topic.stream,
+            topic.channel,
+            b"%d" % topic.history,
+            self._history_milliseconds,
+            kind,
+            payload,
+            encode_source(self.origin, sequence),
+            before,
+            first,
+            # The last one, which is another in a cluster.
+            self.publish_command,
         )
+        return Command(topic.slot, arguments, len(payload), publication, settles)
+
+    def not_sent(self, publication: Publication) -> None:
+        """A message was not sent, or perhaps not: those of other processes are told once Redis is back."""
+        topic = publication.topic
+        if topic is not None:
+            topic.lose(publication.sequence)
+            self.unsettled[topic.name] = topic
+
+    def _settled(self, topic: Topic, sequence: int) -> None:
+        topic.settle(sequence)
+        if topic.first_lost is None:
+            self.unsettled.pop(topic.name, None)
 
     def read_command(self, topic: Topic, since: bytes, up_to: bytes, done: Any) -> Command:
         """The command that reads a history."""
@@ -125,12 +170,14 @@ class Running:
         try:
             [reply] = self.ask(lambda done: self.read_command(topic, str(since).encode(), str(up_to).encode(), done))
             last = decode_position(reply[0])
-            found = [(decode_position(entry[0]), *decode_entry(entry)) for entry in reply[1]]
+            found = [decode_entry(entry) for entry in reply[1]]
         except (RedisError, Malformed):
             return None
         if last.epoch != since.epoch or last.offset < up_to.offset:
             return None
-        return found if missing_before(since, up_to, [item[0].offset for item in found]) == 0 else None
+        if missing_before(since, up_to, [item.position.offset for item in found]) != 0:
+            return None
+        return [(item.position, item.opcode, item.payload) for item in found if item.opcode != GAP]
 
     def position(self, name: str) -> Position | None:
         """See `RedisBroker`."""

@@ -164,14 +164,19 @@ class Synchronous(Running):
             self._link.prepare()
             command = self.publication(self.topics.get(name), opcode, payload)
             try:
-                self._link.execute(command)
+                reply = self._link.execute(command)
             except RedisError as error:
+                assert command.publication is not None
+                # The next message tells of it.
+                self.not_sent(command.publication)
                 self._error = error
                 if self._link.was_sent:
                     self.statistics.unconfirmed += 1
                 else:
                     self.statistics.unsent += 1
                 return False
+            if command.done is not None:
+                command.done(reply)
             return True
 
     def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:

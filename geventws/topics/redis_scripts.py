@@ -33,16 +33,49 @@ local function new_epoch()
 end
 """
 
-#: KEYS: stream, channel. ARGV: messages kept, milliseconds kept or "", kind, payload, PUBLISH or SPUBLISH.
+#: KEYS: stream, channel. ARGV: messages kept, milliseconds kept or "", kind or "" for no message, payload, its source,
+#: the source of the one before it, the number of the first that is perhaps lost or "", PUBLISH or SPUBLISH.
+#: What is lost indeed gets an entry of its own before the message, so that none is told of the one without the other.
+#: A source is 8 bytes of origin and 8 of sequence number; an entry has one byte more where all before it is settled.
 PUBLISH = Script(
     _HISTORY
     + """
-local last = last_id(KEYS[1])
-local id = last and string.match(last, '^%d+') .. '-*' or new_epoch() .. '-1'
-id = redis.call('XADD', KEYS[1], 'MAXLEN', '=', ARGV[1], id, 'k', ARGV[3], 'p', ARGV[4])
-if ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-redis.call(ARGV[5], KEYS[2], '\\1' .. ARGV[3] .. id .. ' ' .. ARGV[4])
-return id
+local stream, channel, first = KEYS[1], KEYS[2], tonumber(ARGV[7])
+local last = last_id(stream)
+local function add(kind, source, payload, settled)
+  local id = last and string.match(last, '^%d+') .. '-*' or new_epoch() .. '-1'
+  last = redis.call('XADD', stream, 'MAXLEN', '=', ARGV[1], id, 'k', kind, 's', source .. settled, 'p', payload)
+  if ARGV[2] ~= '' then redis.call('PEXPIRE', stream, ARGV[2]) end
+  redis.call(ARGV[8], channel, '\\1' .. kind .. last .. ' ' .. source .. payload)
+end
+local function sequence(source)
+  local number = 0
+  for i = 9, 16 do number = number * 256 + string.byte(source, i) end
+  return number
+end
+local function lost()
+  local origin, until_, found, from = string.sub(ARGV[6], 1, 8), sequence(ARGV[6]), 0, '+'
+  while true do
+    local entries = redis.call('XREVRANGE', stream, from, '-', 'COUNT', 32)
+    for _, entry in ipairs(entries) do
+      local source = entry[2][4]
+      if source and #source >= 16 and string.sub(source, 1, 8) == origin then
+        local number = sequence(source)
+        if number < first then return until_ - first + 1 - found end
+        if #source > 16 then return until_ - number - found end
+        found = found + 1
+      end
+    end
+    if #entries < 32 then return until_ - first + 1 - found end
+    from = '(' .. entries[32][1]
+  end
+end
+if first then
+  local count = lost()
+  if count > 0 then add('g', ARGV[6], count, '!') end
+end
+if ARGV[3] ~= '' then add(ARGV[3], ARGV[5], ARGV[4], first and '!' or '') end
+return last
 """
 )
 

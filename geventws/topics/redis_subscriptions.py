@@ -12,6 +12,7 @@ from gevent.event import Event
 from geventws.topics.nouns import Member, Position
 from geventws.topics.statistics import Statistics
 from geventws.topics.wire import (
+    GAP,
     TEXT,
     Malformed,
     Origins,
@@ -22,7 +23,6 @@ from geventws.topics.wire import (
     decode_entry,
     decode_position,
     is_text,
-    missing_before,
 )
 
 __all__ = ["Inbox", "Receiver", "Subscription"]
@@ -31,6 +31,8 @@ log = logging.getLogger("geventws")
 
 #: Messages that wait for those missing before them; with more, the history is read once more instead.
 MOST_WAITING = 1024
+#: Messages of this process, and bytes of them, that are kept until they come back from Redis.
+MOST_OWN, MOST_OWN_BYTES = 65536, 32 * 1024 * 1024
 
 
 class Receiver(Protocol):
@@ -66,8 +68,12 @@ class Inbox:
         return True
 
     def message(self, topic: str, opcode: int, payload: bytes, position: Position | None) -> None:
-        """Hands a message on."""
+        """Hands on a message that came from Redis."""
         self.statistics.received += 1
+        self.deliver(topic, opcode, payload, position)
+
+    def deliver(self, topic: str, opcode: int, payload: bytes, position: Position | None) -> None:
+        """Hands on a message."""
         try:
             self.receiver.message(topic, opcode, payload, position)
         except Exception:
@@ -100,16 +106,27 @@ class Subscription:
     """One topic that this process listens to.
 
     ``read_history`` is called when messages have to be read from the history, and leads to `caught_up`.
+
+    What this process publishes on a topic with a history is delivered when it comes back with its position. It is kept
+    until then: where it does not come, all of it is delivered without, in order, and what comes later is known by its
+    number.
     """
 
     __slots__ = (
+        "_broken",
         "_catching_up",
         "_inbox",
         "_origins",
+        "_own",
+        "_own_bytes",
+        "_own_delivered",
+        "_own_sent",
         "_read_history",
+        "_refused",
         "_waiting",
         "active",
         "position",
+        "reading",
         "ready",
         "requested",
         "told",
@@ -130,18 +147,26 @@ class Subscription:
         #: Just behind the last message delivered; None without a history, and while it is unknown.
         self.position: Position | None = None
         self._origins = Origins()
-        #: Messages that have to wait for those before them; None when nothing has to.
-        self._waiting: deque[Positioned] | None = None
+        #: Messages that have to wait for those before them, each with the reading that was under way as it came; None
+        #: when nothing has to.
+        self._waiting: deque[tuple[int, Positioned]] | None = None
         self._catching_up = False
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether messages are being read from the history."""
-        return self._waiting is not None
+        #: The number of the last reading of the history.
+        self.reading = 0
+        #: Whether the connection was lost since the history was read.
+        self._broken = False
+        #: This process's messages that are on their way to come back, and the number of the last one delivered.
+        self._refused = False
+        self._own: deque[tuple[int, int, bytes]] = deque()
+        self._own_bytes = 0
+        self._own_delivered = -1
+        #: The last one that was sent before the history was read.
+        self._own_sent = -1
 
     def acknowledged(self) -> None:
         """The server has subscribed us, at first or again."""
         self.active = True
+        self._refused = False
         if self.topic.history:
             self._catch_up()
             return
@@ -153,6 +178,7 @@ class Subscription:
     def broken(self) -> None:
         """The connection is lost."""
         self.requested = self.active = False
+        self._broken = True
         # What waits is in the history, which is read again.
         if self._waiting is not None:
             self._waiting.clear()
@@ -160,6 +186,9 @@ class Subscription:
 
     def refused(self) -> None:
         """The server does not let us listen to it."""
+        self._refused = True
+        if self._own:
+            self.deliver_own(self._own[-1][0])
         self._inbox.gap(self.topic.name, None)
         self.give_up()
 
@@ -187,8 +216,7 @@ class Subscription:
         elif isinstance(item, Positioned):
             if not self.topic.history:
                 # Another process keeps a history of the topic; here it is a message like others.
-                if inbox.takes(item.opcode, item.payload):
-                    inbox.message(self.topic.name, item.opcode, item.payload, None)
+                self._take(item, None)
             elif self._waiting is not None:
                 self._wait(item)
             else:
@@ -196,13 +224,43 @@ class Subscription:
         else:
             inbox.presence(self.topic.name, item.event, item.member)
 
+    # What this process publishes.
+
+    def published(self, sequence: int, opcode: int, payload: bytes) -> None:
+        """A message of this process is sent, and is to come back."""
+        self._own.append((sequence, opcode, payload))
+        self._own_bytes += len(payload)
+        if self._refused:
+            # Redis lets us publish, but not listen.
+            self.deliver_own(sequence)
+        while len(self._own) > MOST_OWN or self._own_bytes > MOST_OWN_BYTES:
+            self.deliver_own(self._own[0][0])
+
+    def withdraw(self, sequence: int) -> None:
+        """The message that was published last is delivered by who published it, and does not come back."""
+        self.deliver_own(sequence - 1)
+        if self._own and self._own[0][0] == sequence:
+            self._take_own()
+
+    def deliver_own(self, up_to: int) -> None:
+        """Delivers this process's messages, up to this one, that did not come back."""
+        while self._own and self._own[0][0] <= up_to:
+            self._inbox.deliver(self.topic.name, *self._take_own(), None)
+
+    def _take_own(self) -> tuple[int, bytes]:
+        self._own_delivered, opcode, payload = self._own.popleft()
+        self._own_bytes -= len(payload)
+        return opcode, payload
+
+    # What comes with a position.
+
     def _positioned(self, item: Positioned) -> None:
         """A message that nothing waits before."""
         if self._is_next(item.position):
             self._deliver(item)
         elif not self._is_seen(item.position):
-            self._catch_up()
-            self._wait(item)
+            self._waiting = deque(((self.reading, item),))
+            self._read()
 
     def _is_seen(self, position: Position) -> bool:
         last = self.position
@@ -210,16 +268,35 @@ class Subscription:
 
     def _is_next(self, position: Position) -> bool:
         last = self.position
-        if last is None:
-            # The history can't be read: anything may follow.
-            return True
-        # The first of an epoch follows on the last of the one before, for no connection was lost in between.
-        return position.offset == (last.offset + 1 if position.epoch == last.epoch else 1)
+        # While the history can't be read anything may follow. Another epoch is believed once it was read.
+        return last is None or (position.epoch == last.epoch and position.offset == last.offset + 1)
 
     def _deliver(self, item: Positioned) -> None:
         self.position = item.position
-        if self._inbox.takes(item.opcode, item.payload):
-            self._inbox.message(self.topic.name, item.opcode, item.payload, item.position)
+        self._take(item, item.position)
+
+    def _take(self, item: Positioned, position: Position | None) -> None:
+        """Hands on a message, or tells of a gap."""
+        inbox = self._inbox
+        if item.origin == inbox.origin:
+            if item.opcode == GAP or item.sequence <= self._own_delivered:
+                # It was delivered here without a position.
+                return
+            # Redis has left out those before it.
+            self.deliver_own(item.sequence - 1)
+            if self._own and self._own[0][0] == item.sequence:
+                self._take_own()
+        elif item.opcode == GAP:
+            lost = self._origins.missing_up_to(item.origin, item.sequence, item.lost)
+            if lost:
+                inbox.gap(self.topic.name, lost)
+            return
+        else:
+            lost = self._origins.missing(item.origin, item.sequence)
+            if lost:
+                inbox.gap(self.topic.name, lost)
+        if inbox.takes(item.opcode, item.payload):
+            inbox.message(self.topic.name, item.opcode, item.payload, position)
 
     def _wait(self, item: Positioned) -> None:
         waiting = self._waiting
@@ -227,19 +304,26 @@ class Subscription:
         if len(waiting) >= MOST_WAITING:
             # The rest is read from the history once the first ones are there.
             waiting.clear()
-        waiting.append(item)
+            self._broken = True
+        waiting.append((self.reading, item))
 
     def _catch_up(self) -> None:
         if self._waiting is None:
             self._waiting = deque()
+        self._read()
+
+    def _read(self) -> None:
+        self.reading += 1
+        self._own_sent = self.topic.sequence - 1
         self._read_history(self)
 
     def caught_up(self, reply: Any) -> None:
         """The history was read from the position on."""
         if self._catching_up:
-            # Of two connections; what this reply has more than the other's will show as missing.
+            # It is read again when that is done.
             return
         self._catching_up = True
+        reading = self.reading
         try:
             self._take_history(reply)
         except (Malformed, TypeError, IndexError):
@@ -248,7 +332,11 @@ class Subscription:
             self._lose_history()
         finally:
             self._catching_up = False
-        self._deliver_waiting()
+        if self.reading != reading:
+            # The connection was lost and is back, while the receiver let others run.
+            self._read()
+        else:
+            self._deliver_waiting()
 
     def not_caught_up(self) -> None:
         """The history can't be read: goes on without what is missing."""
@@ -262,34 +350,81 @@ class Subscription:
     def _take_history(self, reply: Any) -> None:
         inbox, since = self._inbox, self.position
         last = decode_position(reply[0])
-        entries = [(decode_position(entry[0]), entry) for entry in reply[1]]
+        broken, self._broken = self._broken, False
+        own_sent = self._own_sent
         if since is not None:
-            entries = [(position, entry) for position, entry in entries if position.epoch == last.epoch]
-            lost = missing_before(since, last, [position.offset for position, _ in entries])
-            if lost != 0:
+            if last.epoch != since.epoch:
+                for _, item in list(self._waiting or ()):
+                    if self._is_next(item.position):
+                        self._deliver(item)
+                if broken or last.epoch < since.epoch:
+                    # What there was in the epoch before nobody knows.
+                    inbox.gap(self.topic.name, None)
+                since = Position(last.epoch, 0)
+            elif last.offset < since.offset:
+                # Redis came back with an older state.
+                inbox.gap(self.topic.name, None)
+            found = self._between(since, last, reply[1])
+            lost = last.offset - since.offset - len(found) - self._own_missing(found, own_sent)
+            if lost > 0:
                 inbox.gap(self.topic.name, lost)
-            for position, entry in entries:
-                try:
-                    opcode, payload = decode_entry(entry)
-                except Malformed:
-                    inbox.statistics.malformed += 1
-                else:
-                    self._deliver(Positioned(opcode, position, payload))
+                # By their numbers they would be counted again.
+                self._origins.clear()
+            for entry in found:
+                if entry is not None:
+                    self._deliver(entry)
         elif self.told:
             # It had begun without Redis.
             inbox.gap(self.topic.name, None)
+        if self.told:
+            # They were there before the history was read, and are there no more.
+            self.deliver_own(own_sent)
+        else:
+            # Nobody was subscribed yet.
+            while self._own and self._own[0][0] <= own_sent:
+                self._take_own()
         self.position = last
+
+    def _own_missing(self, found: list[Positioned | None], own_sent: int) -> int:
+        """How many messages of this process are not among those that were found."""
+        origin, delivered = self._inbox.origin, self._own_delivered
+        there = {item.sequence for item in found if item is not None and item.origin == origin}
+        return sum(1 for sequence, _, _ in self._own if delivered < sequence <= own_sent and sequence not in there)
+
+    def _between(self, since: Position, last: Position, entries: Any) -> list[Positioned | None]:
+        """What comes after ``since`` up to ``last``: of the history, and what waits where that is there no more.
+
+        None for what is there, but malformed.
+        """
+        found: dict[int, Positioned | None] = {}
+        for entry in entries:
+            position = decode_position(entry[0])
+            if position.epoch == last.epoch and position.offset > since.offset:
+                try:
+                    found[position.offset] = decode_entry(entry)
+                except Malformed:
+                    self._inbox.statistics.malformed += 1
+                    found[position.offset] = None
+        for _, item in self._waiting or ():
+            if item.position.epoch == last.epoch and since.offset < item.position.offset <= last.offset:
+                found.setdefault(item.position.offset, item)
+        return [found[offset] for offset in sorted(found)]
 
     def _deliver_waiting(self) -> None:
         # A receiver may let others run, so that more come meanwhile: they wait until the last of these is delivered.
         waiting = self._waiting
         while waiting:
-            item = waiting.popleft()
+            reading, item = waiting.popleft()
             if self._is_next(item.position):
                 self._deliver(item)
-            elif not self._is_seen(item.position):
-                waiting.appendleft(item)
-                self._read_history(self)
+            elif self._is_seen(item.position):
+                continue
+            elif reading < self.reading:
+                # The history was read since it came, and has no such message.
+                self._inbox.statistics.malformed += 1
+            else:
+                waiting.appendleft((reading, item))
+                self._read()
                 return
         self._waiting = None
         self.told = True

@@ -13,13 +13,13 @@ class Statistics:
 
     #: Messages that were published here.
     published: int = 0
-    #: Of these, what Redis never got, as it was away: other processes miss it.
+    #: Of these, what Redis never got, as it was away or has refused it: other processes miss it.
     unsent: int = 0
     #: Of these, what was on its way when the connection broke: other processes may miss it.
     unconfirmed: int = 0
     #: Messages of other processes, and those with a position of all, that came from Redis.
     received: int = 0
-    #: Messages of others that are known not to have come.
+    #: Messages of other processes that are known not to have come.
     lost: int = 0
     #: What came from Redis and is no message of geventws.
     malformed: int = 0

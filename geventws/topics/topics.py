@@ -58,8 +58,9 @@ class Topics:
 
     A message of a topic with a history has a position, and a process delivers it once by that: by the way of Redis, in
     the same order everywhere. One without is delivered to this process's sessions at once, and not again when it comes
-    back. Messages of one publisher on one topic always arrive in order. Where Redis is away the sessions stay and
-    messages go on within the process; all that others may have missed is counted, and told to who asks by ``on_gap``.
+    back. Messages of one publisher on one topic arrive in order. Where Redis is away, or refuses messages, the sessions
+    stay and messages go on within the process, without a position; what others have missed is counted there and told to
+    who asks by ``on_gap``, once Redis takes messages again.
 
     :param namespace: what stands before all keys and channels in Redis: letters, digits, ``_``, ``.`` and ``-``.
     :param history: the messages that are kept of each topic for ``subscribe(since=)``, or a mapping of topics, or
@@ -154,7 +155,7 @@ class Topics:
         :param on_presence: called for each member that comes to the topic or leaves it, for the message that this
             session is to get then; None for none. Sessions that give the same function share one call. It must not
             block.
-        :param on_gap: the same for messages that may have been lost between Redis and this process.
+        :param on_gap: the same for messages of other processes that this one has lost, or may have.
 
         Blocks until Redis has acknowledged it, so that nothing published afterwards is missed, and while the session's
         peer takes what it missed. Raises ``ConnectionClosed`` for a session that has ended, ``ValueError`` for a topic
@@ -312,7 +313,7 @@ class Topics:
             position = self._position(here)
             if position is not None:
                 first = max(position.offset - min(recent, self._sizes.of(here.name)), 0)
-                if reached is not None and reached.epoch == position.epoch and reached.offset < position.offset:
+                if reached is not None and reached.epoch == position.epoch and reached.offset <= position.offset:
                     # Some of it may have been sent before the rest was gone.
                     first = max(first, reached.offset)
                 count += self._send_since(here, session, Position(position.epoch, first))[1]
@@ -322,20 +323,24 @@ class Topics:
         self, here: Topic, session: DefaultWebSocketSession, reached: Position
     ) -> tuple[bool, int, Position]:
         """Sends what is behind a position, until nothing is; gives whether it could, how many, and up to where."""
-        count = 0
+        whole, count = True, 0
         while True:
             position = self._position(here)
             if position is None or reached.epoch != position.epoch or reached.offset > position.offset:
                 return False, count, reached
             if reached.offset == position.offset:
-                return True, count, reached
+                return whole, count, reached
             messages = self._missed(here, reached, position)
             if messages is None:
                 return False, count, reached
             for at, opcode, payload in messages:
+                # What was lost on the way to Redis has an offset without a message.
+                whole = whole and at.offset == reached.offset + 1
                 session.send(self._wrapped(here.name, opcode, payload, at))
                 reached = at
                 count += 1
+            whole = whole and reached == position
+            reached = position
 
     def _missed(self, here: Topic, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
         if here.history is not None:
@@ -431,7 +436,7 @@ class Topics:
     def flush(self, timeout: float | None = None) -> None:
         """Blocks until Redis has confirmed all that was published here before; at once without Redis.
 
-        Raises ``TimeoutError`` after ``timeout`` seconds, and ``ConnectionError`` where Redis is away.
+        Raises ``TimeoutError`` after ``timeout`` seconds, and ``ConnectionError`` if Redis is away or has refused it.
         """
         check_wait("timeout", timeout)
         self._enter()

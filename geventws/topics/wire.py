@@ -3,11 +3,14 @@
 A channel's payload is a version byte, a byte that tells the kind, and:
 
 - ``T`` and ``B``, text and binary without a position: 8 bytes of origin, 8 bytes of sequence number, the message.
-- ``t`` and ``b``, text and binary with a position: the position in ASCII, a space, the message. A script makes these.
+- ``t`` and ``b``, text and binary with a position: the position in ASCII, a space, 8 bytes of origin, 8 bytes of
+  sequence number, the message. A script makes these.
+- ``g``, a gap with a position: what is missing of an origin up to a sequence number. Like these, with how many
+  messages in ASCII in place of the message. A script makes these too.
 - ``J`` and ``L``, a member that joins or leaves: its key in UTF-8, a space, its name in UTF-8.
 
-The sequence numbers of an origin, which is one process, count up by one on each topic. 0 is the first, or the first
-since the origin has forgotten the topic: nothing can be told of what was before it.
+The sequence numbers of an origin, which is one process, count up by one on each topic. Their upper half is a number
+too: another one when the origin had forgotten the topic, so that nothing can be told of what was before.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from geventws.arguments import shown
 from geventws.topics.nouns import Member, Position
 
 __all__ = [
+    "GAP",
     "Malformed",
     "Names",
     "Origins",
@@ -34,7 +38,7 @@ __all__ = [
     "decode_position",
     "encode_commands",
     "encode_plain",
-    "encode_presence",
+    "encode_source",
     "encode_topic",
     "is_text",
     "kind_of",
@@ -43,8 +47,12 @@ __all__ = [
 
 VERSION = 1
 TEXT, BINARY = 1, 2
-#: Bytes before the message in what has no position.
-HEAD = 18
+#: In place of an opcode: no message, but that there are some which Redis never got.
+GAP = 0
+#: Bytes of an origin with a sequence number, and before the message in what has no position.
+SOURCE, HEAD = 16, 18
+#: Bits of a sequence number that count messages. Redis' scripts have numbers of 53 bits.
+SEQUENCE_BITS, MOST_LIVES = 32, 1 << 20
 #: Bytes of a topic's name.
 LONGEST_TOPIC = 255
 #: Origins that a subscriber remembers on a topic.
@@ -52,7 +60,8 @@ ORIGINS = 1024
 
 _is_namespace = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII).fullmatch
 
-_T, _B, _t, _b, _J, _L = b"TBtbJL"
+_T, _B, _t, _b, _g, _J, _L = b"TBtbgJL"
+_KINDS = {_t: TEXT, _b: BINARY, _g: GAP}
 
 
 class Malformed(ValueError):
@@ -101,16 +110,30 @@ class Names:
 class Topic:
     """What a process knows of a topic that it publishes to or reads."""
 
-    __slots__ = ("channel", "history", "name", "sequence", "slot")
+    __slots__ = ("channel", "first_lost", "history", "last_lost", "name", "sequence", "slot")
 
-    def __init__(self, name: str, channel: bytes, slot: int, history: int) -> None:
+    def __init__(self, name: str, channel: bytes, slot: int, history: int, life: int = 0) -> None:
         self.name = name
         self.channel = channel
         self.slot = slot
         #: Messages that are kept; 0 for none.
         self.history = history
-        #: The number of the next message without a position.
-        self.sequence = 0
+        #: The number of the next message.
+        self.sequence = (life % MOST_LIVES) << SEQUENCE_BITS
+        #: The first and the last of its messages with a position that Redis perhaps lacks; None for none.
+        self.first_lost: int | None = None
+        self.last_lost = 0
+
+    def lose(self, sequence: int) -> None:
+        """Notes a message that Redis perhaps lacks."""
+        if self.first_lost is None or sequence < self.first_lost:
+            self.first_lost = sequence
+        self.last_lost = max(self.last_lost, sequence)
+
+    def settle(self, sequence: int) -> None:
+        """Redis knows what it lacks up to this message."""
+        if self.first_lost is not None and self.first_lost <= sequence:
+            self.first_lost = sequence + 1 if self.last_lost > sequence else None
 
     @property
     def stream(self) -> bytes:
@@ -156,11 +179,18 @@ class Plain(NamedTuple):
 
 
 class Positioned(NamedTuple):
-    """A message with a position."""
+    """A message with a position, or a gap (``GAP``): that ``payload`` says how many of an origin are lost."""
 
     opcode: int
     position: Position
+    origin: bytes
+    sequence: int
     payload: bytes
+
+    @property
+    def lost(self) -> int:
+        """How many messages a gap is of."""
+        return int(self.payload)
 
 
 class PresenceChange(NamedTuple):
@@ -198,11 +228,9 @@ def encode_plain(opcode: int, origin: bytes, sequence: int, payload: bytes) -> b
     return b"%b%b%b%b" % (b"\x01T" if opcode == TEXT else b"\x01B", origin, sequence.to_bytes(8, "big"), payload)
 
 
-def encode_presence(event: str, member: Member) -> bytes:
-    """What is published of a member that joins or leaves; raises ``ValueError`` for a key with a space."""
-    if " " in member.key or not member.key:
-        raise ValueError(f"a member's key has at least one character and no spaces, unlike {member.key!r}")
-    return b"%b%b %b" % (b"\x01J" if event == "join" else b"\x01L", member.key.encode(), member.name.encode())
+def encode_source(origin: bytes, sequence: int) -> bytes:
+    """Of which process a message with a position is, and its number there."""
+    return origin + sequence.to_bytes(8, "big")
 
 
 def decode(data: bytes) -> Plain | Positioned | PresenceChange:
@@ -214,12 +242,13 @@ def decode(data: bytes) -> Plain | Positioned | PresenceChange:
         if len(data) < HEAD:
             raise Malformed("no origin and sequence number")
         return Plain(TEXT if kind == _T else BINARY, data[2:10], int.from_bytes(data[10:HEAD], "big"), data[HEAD:])
-    if kind in (_t, _b):
+    if kind in _KINDS:
         # A position is at most 39 characters.
         end = data.find(b" ", 2, 42)
         if end < 0:
             raise Malformed("no position")
-        return Positioned(TEXT if kind == _t else BINARY, decode_position(data[2:end]), data[end + 1 :])
+        position = decode_position(data[2:end])
+        return _positioned(kind, position, data[end + 1 : end + 1 + SOURCE], data[end + 1 + SOURCE :])
     if kind in (_J, _L):
         try:
             key, space, name = data[2:].decode().partition(" ")
@@ -239,14 +268,23 @@ def decode_position(data: bytes) -> Position:
         raise Malformed("no position") from None
 
 
-def decode_entry(entry: Any) -> tuple[int, bytes]:
-    """The opcode and payload of an entry of a stream; raises ``Malformed``."""
-    fields = entry[1]
-    if not isinstance(fields, list) or len(fields) != 4 or fields[0] != b"k" or fields[2] != b"p":
+def decode_entry(entry: Any) -> Positioned:
+    """What is in an entry of a stream; raises ``Malformed``."""
+    position, fields = decode_position(entry[0]), entry[1]
+    if not isinstance(fields, list) or fields[::2] != [b"k", b"s", b"p"] or len(fields) != 6:
         raise Malformed("an entry with other fields")
-    if fields[1] not in (b"t", b"b"):
+    kind, source, payload = fields[1::2]
+    if len(kind) != 1 or kind[0] not in _KINDS:
         raise Malformed("an entry of an unknown kind")
-    return TEXT if fields[1] == b"t" else BINARY, fields[3]
+    return _positioned(kind[0], position, source[:SOURCE], payload)
+
+
+def _positioned(kind: int, position: Position, source: bytes, payload: bytes) -> Positioned:
+    if len(source) != SOURCE:
+        raise Malformed("no origin and sequence number")
+    if kind == _g and not (payload.isdigit() and len(payload) < 20):
+        raise Malformed("a gap of no number")
+    return Positioned(_KINDS[kind], position, source[:8], int.from_bytes(source[8:], "big"), payload)
 
 
 def is_text(payload: bytes) -> bool:
@@ -278,13 +316,28 @@ class Origins:
     def __len__(self) -> int:
         return len(self._last)
 
+    def clear(self) -> None:
+        """Forgets all."""
+        self._last.clear()
+
     def missing(self, origin: bytes, sequence: int) -> int:
         """Notes a message; gives how many of its origin are missing before it."""
-        last = self._last.get(origin)
+        return max((self._note(origin, sequence) or 0) - 1, 0)
+
+    def missing_up_to(self, origin: bytes, sequence: int, otherwise: int) -> int:
+        """Notes a gap; gives how many of an origin are missing up to ``sequence``, or ``otherwise`` if unknown."""
+        advance = self._note(origin, sequence)
+        return otherwise if advance is None else advance
+
+    def _note(self, origin: bytes, sequence: int) -> int | None:
+        """How far the origin has come since what was seen last; None where nothing is known of it."""
+        # Whoever was seen last comes last, so that the first is the one to be forgotten.
+        last = self._last.pop(origin, None)
         if last is None and len(self._last) >= ORIGINS:
             del self._last[next(iter(self._last))]
         self._last[origin] = sequence
-        # An origin that has begun anew, or of which nothing is known.
-        if last is None or sequence <= last:
-            return 0
-        return sequence - last - 1
+        if last is None or last >> SEQUENCE_BITS != sequence >> SEQUENCE_BITS:
+            return None
+        if sequence < last:
+            self._last[origin] = last
+        return max(sequence - last, 0)
