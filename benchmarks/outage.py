@@ -115,21 +115,19 @@ def judge_valkey(
         Line("gaps told, connections made again", f"{counted['gaps']:,}, {counted['reconnects']:,}"),
     ]
     if history:
-        # What has a position comes to the publisher's own process by Redis as well, so that it shares in what was on
-        # its way as the connection broke. What was unsent need not have had anybody to miss it.
-        known, on_their_way = counted["unsent"] + counted["unconfirmed"], counted["unconfirmed"]
-        lines += [
-            _at_most("missed in the publisher's process", found.own_missed, on_their_way),
-            _at_most("messages that any process missed, and counted ones", found.missed, known),
-        ]
+        # What was unsent need not have had anybody to miss it.
+        known = counted["unsent"] + counted["unconfirmed"]
+        lines.append(_at_most("messages that any process missed, and counted ones", found.missed, known))
     else:
-        lines += [
-            Line("missed in the publisher's process", *_zero(found.own_missed)),
-            Line("due in other processes", f"{found.elsewhere:,}"),
-            _same("received there + lost, as counted", counted["received"] + counted["lost"], found.elsewhere),
-            _same("lost, as counted; the clients missed as many", counted["lost"], found.elsewhere_missed),
-        ]
-    return lines
+        # With a history what comes back to the publisher's own process is received as well.
+        received = counted["received"] + counted["lost"]
+        lines.append(_same("received in other processes + lost, as counted", received, found.elsewhere))
+    return [
+        *lines,
+        Line("missed in the publisher's process", *_zero(found.own_missed)),
+        Line("due in other processes", f"{found.elsewhere:,}"),
+        _same("lost there, as counted; the clients missed as many", counted["lost"], found.elsewhere_missed),
+    ]
 
 
 def judge_worker(crowd: Crowd, killed: int, others: int) -> list[Line]:
@@ -180,9 +178,9 @@ def table(title: str, lines: Sequence[Line]) -> str:
 class Outage:
     """The servers and their clients while something is killed."""
 
-    def __init__(self, stack: ExitStack, binary: Path, history: bool, rate: float, core: int) -> None:
+    def __init__(self, stack: ExitStack, binary: Path, history: bool, keeps: bool, rate: float, core: int) -> None:
         self.rate = rate
-        self.valkey = stack.enter_context(Valkey(binary, core))
+        self.valkey = stack.enter_context(Valkey(binary, core, keeps))
         contender = ROOM_CONTENDERS["geventws-history" if history else "geventws"]
         (self.server,) = start(stack, contender, self.valkey.url, core)
         self.crowd = Crowd(self.server.port, TOPICS)
@@ -254,10 +252,12 @@ class Outage:
         return defaultdict(int, total)
 
 
-SCENARIOS: dict[str, tuple[str, bool, Callable[[Outage], list[Line]]]] = {
-    "valkey": ("Valkey is killed and back after 5 s", False, lambda outage: outage.of_valkey(False)),
-    "valkey-history": ("The same with history=1000", True, lambda outage: outage.of_valkey(True)),
-    "worker": ("One of four workers is killed", False, lambda outage: outage.of_worker()),
+#: What it is called, whether the topics have a history, whether Valkey keeps its data, and what is done.
+SCENARIOS: dict[str, tuple[str, bool, bool, Callable[[Outage], list[Line]]]] = {
+    "valkey": ("Valkey is killed and back after 5 s", False, False, lambda outage: outage.of_valkey(False)),
+    "valkey-history": ("The same with history=1000", True, False, lambda outage: outage.of_valkey(True)),
+    "valkey-kept": ("The same, and Valkey has its data again", True, True, lambda outage: outage.of_valkey(True)),
+    "worker": ("One of four workers is killed", False, False, lambda outage: outage.of_worker()),
 }
 
 
@@ -279,10 +279,10 @@ def main() -> int:
     failed = False
     print(machine(results["environment"]))
     for name in options.scenario:
-        title, history, run = SCENARIOS[name]
+        title, history, keeps, run = SCENARIOS[name]
         try:
             with ExitStack() as stack:
-                outage = Outage(stack, binary, history, options.rate, server_core)
+                outage = Outage(stack, binary, history, keeps, options.rate, server_core)
                 lines = run(outage)
                 published = sum(each.published for each in outage.crowd.publishers)
                 lines.append(Line("published a second", f"{published / outage.crowd.seconds:,.0f}"))

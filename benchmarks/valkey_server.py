@@ -1,10 +1,11 @@
-"""A Valkey of the benchmark's own, on a free port of the loopback interface, which keeps nothing."""
+"""A Valkey of the benchmark's own, on a free port of the loopback interface."""
 
 from __future__ import annotations
 
 import socket
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from contenders import ACROSS, PEERS
 from processes import ServerFailed, ServerProcess, free_port
@@ -15,10 +16,15 @@ _STARTING = 10.0
 
 
 class Valkey:
-    """The server, from when this is made until ``stop``; as a context manager, until the block is left."""
+    """The server, from when this is made until ``stop``; as a context manager, until the block is left.
 
-    def __init__(self, binary: Path, core: int) -> None:
+    It has its data again after ``kill`` and ``start`` if it ``keeps`` them, and else nothing.
+    """
+
+    def __init__(self, binary: Path, core: int, keeps: bool = False) -> None:
         self.port = free_port()
+        self._keeps = keeps
+        self._directory = TemporaryDirectory(prefix="geventws-valkey-")
         self._binary = binary
         self._core = core
         self.start()
@@ -36,7 +42,8 @@ class Valkey:
 
     def start(self) -> None:
         """Starts it, on the same port each time, and blocks until it answers; raises ``ServerFailed``."""
-        options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]
+        options = ["--bind", "127.0.0.1", "--save", "", "--daemonize", "no", "--dir", self._directory.name]
+        options += ["--appendonly", "yes" if self._keeps else "no"]
         command = [str(self._binary), "--port", "{port}", *options]
         self._process = ServerProcess(command, {}, PEERS, self._core, self.port)
         deadline = time.monotonic() + _STARTING
@@ -67,6 +74,7 @@ class Valkey:
     def stop(self) -> None:
         """Ends it."""
         self._process.stop()
+        self._directory.cleanup()
 
 
 def valkey_binary() -> Path | None:

@@ -520,7 +520,15 @@ class TestOutage:
         assert all(line.met is not False for line in lines) is met
         text = outage.table("Valkey", lines)
         assert ("**missed**" not in text) is met
-        assert f"| lost, as counted; the clients missed as many | {counted} | 4 | " in text
+        assert f"| lost there, as counted; the clients missed as many | {counted} | 4 | " in text
+        # With a history as well, where those who published count among what was received.
+        statistics |= {"unsent": 4, "received": 16}
+        lines = outage.judge_valkey(found, statistics, 0, 1.5, True)
+        assert all(line.met is not False for line in lines) is met
+        # The publisher's own process misses nothing.
+        found.own_missed = 1
+        lines = outage.judge_valkey(found, statistics, 0, 1.5, True)
+        assert any(line.met is False for line in lines)
 
     @pytest.mark.parametrize(("ended", "back"), [(1, 1.0), (0, 2.1), (0, None)])
     def test_sockets_and_topics_are_to_be_there(self, ended: int, back: float | None) -> None:
