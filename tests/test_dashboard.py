@@ -530,3 +530,94 @@ def test_in_a_browser(watched_server: str, open_page: Callable[[str], Page]) -> 
             client.recv(PATIENCE)
         assert "from the page" in str(closed.value)
         expect(rows).to_have_count(0)
+
+
+GUARDED = """
+import flask
+from geventws import dashboard
+from geventws.flask import WebSockets
+
+app = flask.Flask(__name__)
+app.secret_key = "not secret"
+WebSockets(app)
+dashboard.CHECK_SECONDS = 0.05
+answer = True
+
+def allow(request):
+    return answer
+
+@app.get("/answer/<what>")
+def set_answer(what):
+    global answer
+    answer = {"no": False, "login": flask.redirect("/login"), "fault": "a fault", "yes": True}[what]
+    return "set"
+
+app.register_blueprint(dashboard.Blueprint(allow=allow))
+"""
+
+
+@pytest.fixture
+def guarded_server(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "app.py").write_text(GUARDED)
+    with development_server("app:app", tmp_path) as (address, _):
+        yield address
+
+
+def test_the_page_tells_of_a_refusal(guarded_server: str, open_page: Callable[[str], Page]) -> None:
+    page = open_page(f"http://{guarded_server}/dashboard/")
+    status = page.get_by_role("status")
+    for answer, told in (("no", "Refused: the server answers 403"), ("login", "Refused: the server leads elsewhere")):
+        expect(status).to_have_text("Live")
+        expect(page.locator("#rows tr")).to_have_count(1)
+        page.request.get(f"http://{guarded_server}/answer/{answer}")
+        expect(status).to_contain_text(told)
+        expect(page.get_by_role("table")).to_have_count(0)
+        page.request.get(f"http://{guarded_server}/answer/yes")
+        page.get_by_role("button", name="Load the page again").press("Enter")
+    # A fault is none, and passes.
+    expect(status).to_have_text("Live")
+    page.request.get(f"http://{guarded_server}/answer/fault")
+    expect(status).to_have_text("The server answers 500, trying again…")
+    page.request.get(f"http://{guarded_server}/answer/yes")
+    expect(status).to_have_text("Live")
+
+
+def test_on_screens_of_any_width(watched_server: str, open_page: Callable[[str], Page]) -> None:
+    with connect(f"ws://{watched_server}/room/{'a' * 300}", proxy=None):
+        page = open_page(f"http://{watched_server}/dashboard/")
+        row = page.get_by_role("row").filter(has_text="/room/<name>")
+        for width in (1280, 1024, 768, 390, 320):
+            page.set_viewport_size({"width": width, "height": 1200})
+            expect(row.get_by_role("button")).to_be_in_viewport(ratio=1)
+            expect(row.get_by_role("cell").nth(2)).to_be_in_viewport(ratio=1)
+            assert page.evaluate("document.documentElement.scrollWidth") == width
+            # A table to assistive technology, whatever it looks like.
+            expect(row.get_by_role("cell")).to_have_count(10)
+            expect(page.get_by_role("table")).to_have_count(1)
+
+
+def test_charts_have_scales(watched_server: str, open_page: Callable[[str], Page]) -> None:
+    page = open_page(f"http://{watched_server}/dashboard/")
+    chart = page.locator("#charts .card").first
+    expect(chart.locator(".axis span")).to_have_text(["4", "2 min ago", "now"])
+    scales = page.evaluate("[0, 4.1, 20, 21].map((value) => number(scale(value, number)))")
+    assert scales == ["4", "5", "20", "50"]
+    scales = page.evaluate("[0, 17, 1000, 1025].map((value) => bytes(scale(value, bytes)))")
+    assert scales == ["16 B", "32 B", "1.0 KiB", "2.0 KiB"]
+
+
+def test_a_focused_button_moves_with_its_row(watched_server: str, open_page: Callable[[str], Page]) -> None:
+    with (
+        connect(f"ws://{watched_server}/room/ada", proxy=None),
+        connect(f"ws://{watched_server}/room/grace", proxy=None),
+    ):
+        page = open_page(f"http://{watched_server}/dashboard/")
+        rows = page.locator("#rows tr")
+        expect(rows).to_have_count(3)
+        close = page.get_by_role("button", name="Close the session of 127.0.0.1 at /room/ada")
+        close.focus()
+        for _ in range(2):
+            before = rows.all_inner_texts()
+            page.evaluate("ordered.descending = !ordered.descending; show()")
+            assert rows.all_inner_texts() != before
+            expect(close).to_be_focused()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import gevent
 import pytest
 from gevent.event import Event
 from gevent.pool import Pool
+from playwright.sync_api import Page, expect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -412,7 +414,7 @@ def test_stats_of_a_session_that_is_over() -> None:
 # -- The documentation -------------------------------------------------------------------------------------------------
 
 
-def test_the_code_of_the_documentation(tmp_path: Path) -> None:
+def test_the_code_of_the_documentation(tmp_path: Path, open_page: Callable[[str], Page]) -> None:
     # What stands below the last heading is an app of its own.
     text = (ROOT / "docs/observability.md").read_text().partition("\n## In Flask")[0]
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
@@ -434,8 +436,10 @@ def fails(session, name):
         with opener.open(f"http://{address}/metrics", timeout=PATIENCE) as page:
             figures = page.read().decode()
         assert 'geventws_handler_errors_total{route="/room/<name>"} 1.0' in figures
-        with opener.open(f"http://{address}/dashboard/?word=sesame", timeout=PATIENCE) as page:
-            assert b"<title>WebSockets</title>" in page.read()
+        # In a browser, for the documented guard has to let the page's WebSocket in as well.
+        live_page = open_page(f"http://{address}/dashboard/?word=sesame")
+        expect(live_page.get_by_role("status")).to_have_text("Live")
+        expect(live_page.get_by_role("cell", name="/dashboard/socket this page")).to_be_visible()
         # Whatever is told of there is there.
         table = set(re.findall(r"`(geventws_[a-z_]+)`", (ROOT / "docs/observability.md").read_text()))
         told = {
