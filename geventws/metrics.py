@@ -53,7 +53,7 @@ ONLY_TOPICS = "default"
 
 _TOPICS = {
     "published": "Messages published by this process",
-    "unsent": "Published messages that were never sent to Redis",
+    "unsent": "Published messages that could not be sent to Redis, or that it refused",
     "unconfirmed": "Published messages whose confirmation was lost with the connection: Redis may or may not have them",
     "received": "Messages received from Redis: those of other processes, and with a history this process's own",
     "lost": "Messages of other processes that this one missed, as far as it knows",
