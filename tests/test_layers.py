@@ -114,9 +114,9 @@ FACADES = {"", "protocol", "topics"}
 
 #: What code without I/O has no business with.
 INPUT_AND_OUTPUT = {
-    "_socket", "asyncio", "flask", "gevent", "greenlet", "gunicorn", "http", "io", "logging", "multiprocessing",
-    "select", "selectors", "signal", "socket", "socketserver", "ssl", "subprocess", "threading", "time",
-    "urllib.request", "werkzeug",
+    "_socket", "asyncio", "flask", "gevent", "greenlet", "gunicorn", "http.client", "http.server", "io", "logging",
+    "multiprocessing", "select", "selectors", "signal", "socket", "socketserver", "ssl", "subprocess", "threading",
+    "time", "urllib.request", "werkzeug",
 }  # fmt: skip
 
 #: What only these modules may import; the rest works without it.
