@@ -45,10 +45,13 @@ cdef class Connection:
     cdef bint gathering, resting, discarding, ended, in_hub
     cdef readonly double opened_at
     cdef double turn_ends, message_timeout
+    cdef Py_ssize_t ends_told
     cdef object drained, gone, slice_timer
     cdef object __weakref__
 
     cpdef receive(self)
+    cpdef over(self)
+    cdef _tell_again(self, double seconds)
     @cython.locals(reader=Reader)
     cpdef receive_or_end(self)
     cdef _wait_for_hub(self)

@@ -22,7 +22,7 @@ from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit, Timeout, get_hub
+from gevent import GreenletExit, Timeout, get_hub, sleep
 from gevent.event import Event
 
 from geventws.arrivals import Arrivals
@@ -58,6 +58,9 @@ GATHERED_SIZE = 64 * 1024
 #: looked at once for so many messages, a power of two.
 TURN_SECONDS = 0.001
 MESSAGES_BETWEEN_LOOKS = 16
+#: How often a handler may ask for more behind the end before it waits for these seconds each time.
+ASKS_BEHIND_END = 100
+ASK_SECONDS = 0.01
 #: Reading pauses while this much waits for a peer that only asks and never reads: pongs have no other bound.
 OUTPUT_CAP = 1024 * 1024
 
@@ -149,6 +152,8 @@ class Connection:
         self.failed = False
         #: Whether the peer's FIN is here.
         self.ended = False
+        #: How often a greenlet was told that nothing more comes, or can be sent.
+        self.ends_told = 0
         self.close_deadline: UptakeDeadline | None = None
         self.gone: Event | None = None
 
@@ -225,6 +230,17 @@ class Connection:
             raise ConnectionClosed(self.ending())
         return message
 
+    def over(self) -> ConnectionClosed:
+        """The error of whoever uses what has ended; one that was told before lets the others have their turn."""
+        self._tell_again(0.0)
+        return ConnectionClosed(self.ending())
+
+    def _tell_again(self, seconds: float) -> None:
+        """Keeps a greenlet that will not hear of the end from keeping all others waiting."""
+        if self.ends_told and current() is not self.hub:
+            sleep(seconds)
+        self.ends_told += 1
+
     def receive_or_end(self) -> str | bytes | Frame | None:
         """As `receive`, but gives None when no more can come."""
         reader = self.reader
@@ -232,6 +248,10 @@ class Connection:
             self._look_at_clock()
         while not reader.waiting:
             if self.input_over:
+                if self.ended and self.state == OPEN:
+                    # Whoever was told of the end sends nothing more.
+                    self.state = CLOSING
+                self._tell_again(ASK_SECONDS if self.ends_told > ASKS_BEHIND_END else 0.0)
                 return None
             if self.receiver is not None:
                 raise UsageError("another greenlet waits in receive() already: one session has one receiver at a time")
@@ -542,7 +562,7 @@ class Connection:
             self._wait_drained()
         # Only now: another greenlet may have closed in the meantime, and no frame follows a Close.
         if self.state != OPEN or self.close_sent:
-            raise ConnectionClosed(self.ending())
+            raise self.over()
 
     def _flush_or_gather(self) -> None:
         """Flushes where nothing more is to gather; blocks while too much waits for the peer."""
@@ -610,7 +630,7 @@ class Connection:
         while self.output.length() and self.state != CLOSED:
             self._wait_event()
         if self.state == CLOSED:
-            raise ConnectionClosed(self.ending())
+            raise self.over()
 
     def _wait_drained(self) -> None:
         while self.output.length() > self.write_limit and self.state != CLOSED:
@@ -733,7 +753,7 @@ class Connection:
     def sent_close_frame(self, payload: bytes) -> None:
         """Sends a raw session's own Close frame."""
         if self.state != OPEN or self.close_sent:
-            raise ConnectionClosed(self.ending())
+            raise self.over()
         if self.reader.close_reason is None:
             self.close_reason = CloseReason.from_payload(payload)
         self._send_close(payload)

@@ -159,7 +159,7 @@ class WebSocketSession:
         if connection.state == CONNECTING:
             self.accept_if_needed()
         if connection.state != OPEN or connection.close_sent:
-            raise ConnectionClosed(connection.ending())
+            raise connection.over()
         rules = self.rules
         assert rules is not None
         rules.check(frame)
@@ -401,7 +401,7 @@ class DefaultWebSocketSession(WebSocketSession):
         connection = self.connection
         _check_thread(connection)
         if self.closed:
-            raise ConnectionClosed(connection.ending())
+            raise connection.over()
         payload = urandom(8)
         result: AsyncResult[float | None] = AsyncResult()
         if self._pings is None:

@@ -53,6 +53,73 @@ def echo(session: Any) -> Any:
     return session.close_reason
 
 
+class TestTheEnd:
+    """Who goes on behind the end is told each time, and keeps nobody waiting."""
+
+    @pytest.mark.parametrize("raw", [False, True])
+    def test_what_is_told_is_so_for_sending_too(self, raw: bool) -> None:
+        def handler(session: Any) -> Any:
+            with pytest.raises(ConnectionClosed):
+                session.receive()
+            assert session.closed
+            with pytest.raises(ConnectionClosed):
+                session.send(Frame.text("more") if raw else "more")
+            return session.close_reason
+
+        # A FIN, without a Close frame.
+        assert run(handler, lambda peer: peer.socket.shutdown(1), raw=raw) == CloseReason(1006)
+
+    @pytest.mark.parametrize(
+        "use",
+        [
+            lambda session: session.receive(),
+            lambda session: session.receive(1),
+            lambda session: session.send("more"),
+            lambda session: session.ping(),
+            lambda session: list(session),
+            lambda session: next(session, None),
+            lambda session: session.flush(),
+        ],
+        ids=["receive", "receive-within", "send", "ping", "iteration", "next", "flush"],
+    )
+    @pytest.mark.parametrize("end", [b"", close_frame(1000)], ids=["lost", "closed"])
+    def test_a_handler_that_will_not_hear_of_it_keeps_nobody_waiting(self, use: Any, end: bytes) -> None:
+        app = WebSockets()
+        over, uses = Event(), 0
+
+        @app.route("/deaf")
+        def deaf(session: Any) -> None:
+            nonlocal uses
+            session.accept()
+            session.wait_closed()
+            while not over.is_set():
+                uses += 1
+                try:
+                    use(session)
+                except Exception:
+                    pass
+
+        @app.route("/echo")
+        def answer(session: Any) -> None:
+            echo(session)
+
+        with serving(app) as server, Peer(server, "/deaf") as peer:
+            try:
+                peer.accepted()
+                if end:
+                    peer.send(end)
+                    peer.closed_with(1000)
+                else:
+                    peer.socket.shutdown(1)
+                wait_until(lambda: uses > 1)
+                for _ in range(2):
+                    with Peer(server, "/echo") as other:
+                        other.accepted().send(frame(TEXT, b"hello"))
+                        assert other.frame() == (0x81, b"hello")
+            finally:
+                over.set()
+
+
 class TestDefaultSession:
     def test_text_and_binary(self) -> None:
         def script(peer: Peer) -> None:
