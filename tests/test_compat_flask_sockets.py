@@ -205,6 +205,98 @@ class TestSockets:
             assert conversation(server, "/chat/one") == [b"one"]
             assert conversation(server, "/other/two") == [b"two"]
 
+    @pytest.mark.parametrize("late", [False, True], ids=["app", "init_app"])
+    def test_nested_blueprints_stand_where_flask_puts_them(self, app: flask.Flask, late: bool) -> None:
+        """Flask's own registration is the measure: that of the real package fails on Flask since version 2."""
+
+        def family() -> flask.Blueprint:
+            parent = flask.Blueprint("parent", __name__, url_prefix="/parent")
+            child = flask.Blueprint("child", __name__, url_prefix="/unused")
+            grandchild = flask.Blueprint("grandchild", __name__, url_prefix="grand/")
+            bare = flask.Blueprint("bare", __name__)
+            for blueprint in (parent, child, grandchild, bare):
+
+                @blueprint.route("/<int:number>")
+                @blueprint.route("/named/<name>", defaults={"number": 7})
+                def view(*ws: Any, number: int, name: str = blueprint.name) -> str:
+                    for socket in ws:
+                        socket.send(f"{flask.request.path} {number} {name}")
+                    return ""
+
+            child.register_blueprint(grandchild)
+            parent.register_blueprint(child, url_prefix="/child/")
+            parent.register_blueprint(child, name="again", url_prefix="/again")
+            parent.register_blueprint(bare, url_defaults={"number": 8})
+            return parent
+
+        def rules(url_map: Map) -> list[str]:
+            return sorted(map(str, url_map.iter_rules()))
+
+        measure = flask.Flask(__name__, static_folder=None)
+        measure.register_blueprint(family(), url_prefix="/top")
+        sockets = Sockets(None if late else app)
+        sockets.register_blueprint(family(), url_prefix="/top")
+        if late:
+            sockets.init_app(app)
+            # A second app has the same rules, and no more of them.
+            sockets.init_app(flask.Flask(__name__))
+        assert rules(sockets.url_map) == rules(measure.url_map)
+        assert list(sockets.blueprints) == list(measure.blueprints)
+        with serving(app) as server:
+            assert conversation(server, "/top/child/grand/41") == [b"/top/child/grand/41 41 grandchild"]
+            assert conversation(server, "/top/again/named/x") == [b"/top/again/named/x 7 x"]
+            assert refused(server, "/parent/41").status == 404
+
+    @pytest.mark.parametrize("late", [False, True], ids=["app", "init_app"])
+    def test_what_a_blueprint_does_to_its_app_is_as_in_flask(self, late: bool) -> None:
+        def blueprint(told: list[str]) -> flask.Blueprint:
+            made = flask.Blueprint("made", __name__, url_prefix="/made")
+            made.before_app_request(lambda: told.append("before"))
+            made.after_app_request(lambda response: told.append("after") or response)
+            made.teardown_app_request(lambda error: told.append("teardown"))
+            made.app_errorhandler(404)(lambda error: ("nothing here", 404))
+            made.app_template_filter("double")(lambda text: text * 2)
+            made.app_template_test("odd")(lambda number: number % 2)
+            made.app_template_global("seven")(lambda: 7)
+            made.app_context_processor(lambda: {"name": "Ada"})
+            made.app_url_defaults(lambda endpoint, values: values.setdefault("lang", "en"))
+            made.app_url_value_preprocessor(lambda endpoint, values: told.append("values"))
+            made.record(lambda state: told.append(f"{state.app.config['MINE']} {state.url_prefix}"))
+            made.record(lambda state: state.app.extensions.update(mine=state.app.name))
+            made.record(lambda state: setattr(state.app, "mine", isinstance(state.app, flask.Flask)))
+            made.record_once(lambda state: told.append("once"))
+            made.record(lambda state: state.add_url_rule("/state", "state", lambda *ws: ""))
+            made.record_once(lambda state: state.app.add_url_rule("/app", view_func=lambda *ws: ""))
+            return made
+
+        def outcome(app: flask.Flask, owner: Any) -> Any:
+            told: list[str] = []
+            made = blueprint(told)
+            app.config["MINE"] = "configured"
+            if late and owner is not app:
+                owner.register_blueprint(made)
+                owner.register_blueprint(made, name="again", url_prefix="/again")
+                owner.init_app(app)
+            else:
+                owner.register_blueprint(made)
+                owner.register_blueprint(made, name="again", url_prefix="/again")
+            registered = list(told)
+            app.add_url_rule(
+                "/page", "page", lambda: flask.render_template_string("{{ name|double }} {{ 7 is odd }} {{ seven() }}")
+            )
+            client = app.test_client()
+            pages = [client.get(path).text for path in ("/page", "/nothing")]
+            return registered, pages, told, app.extensions["mine"], app.mine  # type: ignore[attr-defined]
+
+        expected, app = flask.Flask("app"), flask.Flask("app")
+        sockets = Sockets() if late else Sockets(app)
+        measure = outcome(expected, expected)
+        assert outcome(app, sockets) == measure
+        assert measure[1] == ["AdaAda 1 7", "nothing here"]
+        # Rules, however they are added, are those of WebSockets.
+        assert {str(rule) for rule in sockets.url_map.iter_rules()} == {"/made/state", "/again/state", "/app"}
+        assert {str(rule) for rule in app.url_map.iter_rules()} == {"/static/<path:filename>", "/page"}
+
     def test_a_slash_too_few_is_told(self, app: flask.Flask) -> None:
         sockets = Sockets(app)
         sockets.add_url_rule("/slash/", None, lambda ws: None)

@@ -5,10 +5,11 @@ Runs on every server of geventws. Its views get the WebSocket of gevent-websocke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.local import LocalProxy
 from werkzeug.routing import Map, Rule
 
 from geventws.compat.geventwebsocket.middleware import WEBSOCKET, ConnectionHandler, OfferEnviron, ServerState, offers
@@ -40,8 +41,10 @@ class Sockets:
         #: The rules; converters may be added to it before routes that use them. No client of a WebSocket follows a
         #: redirect to a rule with the same defaults.
         self.url_map = Map(redirect_defaults=False)
-        #: The blueprints by name.
+        #: The blueprints by name; nested ones as Flask names them.
         self.blueprints: dict[str, Any] = {}
+        self._registered: list[tuple[Blueprint, dict[str, Any]]] = []
+        self._apps: list[Flask] = []
         self.settings = Settings().override(**settings)
         if app is not None:
             self.init_app(app)
@@ -49,6 +52,8 @@ class Sockets:
     def init_app(self, app: Flask) -> None:
         """Puts the routes in front of ``app``, those added later too."""
         app.wsgi_app = SocketMiddleware(app.wsgi_app, app, self)  # type: ignore[method-assign]
+        self._apps.append(app)
+        self._set_up(app, 0)
 
     def route(self, rule: str, **options: Any) -> Callable[[View], View]:
         """Decorates the view of the WebSockets at ``rule``; it is called with the WebSocket and the rule's values.
@@ -68,18 +73,88 @@ class Sockets:
         self.url_map.add(Rule(rule, endpoint=f, websocket=True, **taken))
 
     def register_blueprint(self, blueprint: Blueprint, **options: Any) -> None:
-        """Adds the routes of a Flask blueprint, as WebSocket routes; ``options`` are those of Flask.
+        """Adds the routes of a Flask blueprint and of those nested in it, as WebSocket routes; ``options`` are Flask's.
 
-        Raises ``UsageError`` where another one has its name. Hooks and error handlers of the blueprint don't count.
+        What a blueprint does to its app, by ``before_app_request``, ``app_errorhandler``, ``record`` and so on, is done
+        to the Flask app; without one yet, all is done by `init_app`. Hooks and error handlers of the blueprint itself,
+        its static files, templates and commands don't count.
+
+        Raises ``UsageError`` where another one has its name.
         """
-        name = str(options.get("name", blueprint.name))
-        first = name not in self.blueprints
-        if self.blueprints.setdefault(name, blueprint) is not blueprint:
-            raise UsageError(f"a blueprint {name!r} is registered already: give this one another by name=")
-        # What Flask's own register does with the routes; the rest of it needs an app.
-        state = blueprint.make_setup_state(self, options, first)
-        for deferred in blueprint.deferred_functions:
-            deferred(state)
+        family = list(_with_nested(blueprint, options))
+        for name, each, _ in family:
+            if self.blueprints.get(name, each) is not each:
+                raise UsageError(f"a blueprint {name!r} is registered already: give this one another by name=")
+        start = len(self._registered)
+        for name, each, its_options in family:
+            self.blueprints[name] = each
+            self._registered.append((each, its_options))
+        for app in self._apps:
+            self._set_up(app, start)
+
+    def _set_up(self, app: Flask, start: int) -> None:
+        """Does what Flask's own register does, with ``app`` and the blueprints from number ``start`` on."""
+        # The routes are of all apps.
+        add_rule = self.add_url_rule if app is self._apps[0] else _add_nothing
+        known = list(app.blueprints.values()) + [blueprint for blueprint, _ in self._registered[:start]]
+        for blueprint, options in self._registered[start:]:
+            first = not any(blueprint is other for other in known)
+            known.append(blueprint)
+            state = blueprint.make_setup_state(_BlueprintsApp(app, add_rule), options, first)
+            for deferred in blueprint.deferred_functions:
+                deferred(state)
+
+
+class _BlueprintsApp(LocalProxy[Any]):
+    """The Flask app, as a blueprint sees it that is registered: its rules are those of WebSockets."""
+
+    __slots__ = ("_add_rule",)
+
+    _add_rule: Callable[..., None]
+
+    def __init__(self, app: Flask, add_rule: Callable[..., None]) -> None:
+        super().__init__(lambda: app)
+        object.__setattr__(self, "_add_rule", add_rule)
+
+    def add_url_rule(
+        self,
+        rule: str,
+        endpoint: str | None = None,
+        view_func: Callable[..., Any] | None = None,
+        provide_automatic_options: bool | None = None,
+        **options: Any,
+    ) -> None:
+        """As Flask's."""
+        self._add_rule(rule, endpoint, view_func, **options)
+
+
+def _add_nothing(*arguments: Any, **options: Any) -> None:
+    """Adds no rule."""
+
+
+def _with_nested(blueprint: Any, options: Mapping[str, Any]) -> Iterator[tuple[str, Blueprint, dict[str, Any]]]:
+    """A blueprint and those nested in it, each with its full name and its options, in Flask's order."""
+    name = f"{options.get('name_prefix', '')}.{options.get('name', blueprint.name)}".lstrip(".")
+    yield name, blueprint, dict(options)
+    prefix = _first_given(options.get("url_prefix"), blueprint.url_prefix)
+    subdomain = _first_given(options.get("subdomain"), blueprint.subdomain)
+    for nested, nested_options in blueprint._blueprints:
+        own_prefix = _first_given(nested_options.get("url_prefix"), nested.url_prefix)
+        own_subdomain = _first_given(nested_options.get("subdomain"), nested.subdomain)
+        if prefix is not None and own_prefix is not None:
+            own_prefix = f"{prefix.rstrip('/')}/{own_prefix.lstrip('/')}"
+        if subdomain is not None and own_subdomain is not None:
+            own_subdomain = f"{own_subdomain}.{subdomain}"
+        inherited = {
+            "name_prefix": name,
+            "url_prefix": _first_given(own_prefix, prefix),
+            "subdomain": _first_given(own_subdomain, subdomain),
+        }
+        yield from _with_nested(nested, {**nested_options, **inherited})
+
+
+def _first_given(own: str | None, inherited: str | None) -> str | None:
+    return inherited if own is None else own
 
 
 class SocketMiddleware:
