@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ import geventws
 from geventws.compat.flask_sock import ConnectionClosed as OurConnectionClosed
 from geventws.compat.flask_sock import Sock, WebSocket
 from tests.faces import fetch, refused
+from tests.old_conversations import Client
 from tests.peer import Peer, serving
 from tests.programs import PATIENCE, Program, development_server, gunicorn_server
 from tests.wire import CLOSE, TEXT, close_frame, frame
@@ -58,13 +61,20 @@ def end():
     return ends.get(timeout=20)
 
 
+@app.after_request
+def after(response):
+    if request.path == "/reverse/stressed":
+        ends.put(f"after {response.status_code}")
+    return response
+
+
 @sock.route("/echo")
 def echo(ws):
     try:
         while True:
             ws.send(ws.receive())
     except ConnectionClosed as error:
-        ends.put(f"{int(error.reason)} {error.message or ''} {ws.connected} {int(ws.close_reason)}")
+        ends.put(f"{int(error.reason)} {error.message!r} {ws.connected} {int(ws.close_reason)} {ws.close_message!r}")
         raise
 
 
@@ -110,6 +120,38 @@ def closes(ws):
             use()
         except ConnectionClosed:
             ends.put(str(ws.connected))
+
+
+@sock.route("/closes/<int:code>")
+def closes_with(ws, code):
+    ws.close(code, "bye")
+
+
+@sock.route("/mode")
+def mode(ws):
+    ws.send(ws.mode)
+
+
+@sock.route("/lost")
+def lost(ws):
+    # A loop that looks at nothing else, within one turn of the hub.
+    seen, turns = [], 0
+    try:
+        while True:
+            seen.append(ws.receive())
+    except ConnectionClosed as error:
+        seen += [ws.connected, error.message, ws.close_message]
+    while ws.connected and turns < 1000:
+        try:
+            ws.receive()
+        except ConnectionClosed:
+            turns += 1
+    for use in (lambda: ws.send("more"), ws.receive, lambda: ws.receive(0), ws.close):
+        try:
+            seen.append(use())
+        except ConnectionClosed:
+            seen.append(ws.connected)
+    ends.put(f"{seen} {turns}")
 
 
 @app.route("/direct", websocket=True)
@@ -195,7 +237,7 @@ def too_large(address: str) -> Any:
 
 def reverse(address: str) -> Any:
     with opened(address, "/reverse/stressed?mark=here") as connection:
-        return all_of(connection)
+        return [*all_of(connection), get(address, "/end")]
 
 
 def guarded(address: str) -> Any:
@@ -227,6 +269,27 @@ def closes(address: str) -> Any:
     return [*answers, *(get(address, "/end") for _ in range(3))]
 
 
+def closes_with(address: str) -> Any:
+    answers: list[Any] = []
+    for code in (0, 1000, 1001, 1005, 1006, 1015, 3000):
+        with opened(address, f"/closes/{code}") as connection:
+            answers += all_of(connection)
+    return answers
+
+
+def lost(address: str) -> Any:
+    answers: list[Any] = []
+    host, _, port = address.rpartition(":")
+    for reset in (False, True):
+        with Client((host, int(port))) as client:
+            client.switch("/lost")
+            client.say(TEXT, b"there")
+            if reset:
+                client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        answers.append(get(address, "/end"))
+    return answers
+
+
 def fails(address: str) -> Any:
     with opened(address, "/fails") as connection:
         return all_of(connection)
@@ -240,7 +303,7 @@ def pages(address: str) -> Any:
 
 
 CONVERSATIONS: list[Callable[[str], Any]] = [
-    echo, echo_of_many, too_large, reverse, guarded, told, times, closes, fails, pages,
+    echo, echo_of_many, too_large, reverse, guarded, told, times, closes, closes_with, lost, fails, pages,
 ]  # fmt: skip
 
 #: What differs from flask-sock on gunicorn's own gevent worker, and what it is there.
@@ -311,6 +374,15 @@ def test_large_messages_of_several_greenlets_come_whole(servers: Servers, name: 
     assert sorted(messages) == sorted(letter * 200_000 for letter in "abc" for _ in range(10))
     assert last == "z" * 4_000_000
     assert end == (1000, "")
+
+
+@pytest.mark.parametrize("server", ["geventws.Worker", "WSGIServer"])
+def test_the_mode_is_that_of_simple_websocket(servers: Servers, server: str) -> None:
+    modes = []
+    for app in ("unchanged", "changed"):
+        with opened(servers[f"{app} on {server}"][0], "/mode") as connection:
+            modes.append(connection.recv(PATIENCE))
+    assert modes[0] == modes[1]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -37,6 +37,9 @@ _SETTINGS = {"ping_interval": "ping_interval", "max_message_size": "max_frame_si
 #: Options of simple-websocket's own machinery, which is not used.
 _WITHOUT_MEANING = ("receive_bytes", "thread_class", "event_class", "selector_class")
 
+#: Codes that no Close frame carries (RFC 6455 7.4.1).
+_LOCAL_CODES = (CloseCode.NO_STATUS, CloseCode.ABNORMAL, 1015)
+
 #: Where an app keeps what its options come to.
 _EXTENSION = "geventws.compat.flask_sock"
 
@@ -49,12 +52,14 @@ except ImportError:
 
 
 class ConnectionClosed(_Base):  # type: ignore[misc]
-    """The WebSocket is over: ``reason`` is the close code, ``message`` its text or None.
+    """The WebSocket is over: ``reason`` is the close code, ``message`` its text; None where no Close frame came.
 
     Raised by ``send``, ``receive`` and ``close``. One that leaves its own WebSocket's view is a normal end.
     """
 
-    def __init__(self, reason: int, message: str | None = None, websocket: WebSocket | None = None) -> None:
+    def __init__(
+        self, reason: int = CloseCode.NO_STATUS, message: str | None = None, websocket: WebSocket | None = None
+    ) -> None:
         RuntimeError.__init__(self, reason, message)
         self.reason = reason
         self.message = message
@@ -70,6 +75,8 @@ class WebSocket:
 
     def __init__(self, session: DefaultWebSocketServerSession) -> None:
         self.session = session
+        # Whether the view was told the end: the session may still be sending what it was given before.
+        self._told = False
 
     def receive(self, timeout: float | None = None) -> str | bytes | None:
         """The next message, str for text and bytes for binary; None where none came within ``timeout`` seconds.
@@ -89,6 +96,8 @@ class WebSocket:
 
         Blocks while the peer lags behind; any greenlet may send. Raises `ConnectionClosed`.
         """
+        if self._told:
+            raise self._over()
         try:
             self.session.send(data if isinstance(data, (str, bytes, bytearray, memoryview)) else str(data))
         except geventws.errors.ConnectionClosed:
@@ -97,17 +106,18 @@ class WebSocket:
     def close(self, reason: int | None = None, message: str | None = None) -> None:
         """Closes with the code ``reason``, 1000 by default, and a text; returns at once.
 
-        Raises `ConnectionClosed` where that has happened already, ``ValueError`` for a code that may not be sent.
+        1005, 1006 and 1015, which stand for the lack of a code, go out as 1000. Raises `ConnectionClosed` where the
+        WebSocket is closed already, ``ValueError`` for another code that may not be sent.
         """
         if not self.connected:
             raise self._over()
-        code = CloseCode.NORMAL if reason is None else int(reason)
+        code = CloseCode.NORMAL if not reason or reason in _LOCAL_CODES else int(reason)
         self.session.start_close(code, CloseReason.truncated(code, message or "").message)
 
     @property
     def connected(self) -> bool:
-        """Whether messages can be sent."""
-        return not self.session.closed
+        """Whether messages can be sent: not once `receive`, `send` or `close` has raised `ConnectionClosed`."""
+        return not (self._told or self.session.closed)
 
     @property
     def close_reason(self) -> int:
@@ -117,9 +127,9 @@ class WebSocket:
 
     @property
     def close_message(self) -> str | None:
-        """The text that came with the code, or None."""
+        """The text that came with the code; None while the WebSocket is open, and where no Close frame came."""
         reason = self.session.close_reason
-        return None if reason is None else reason.message or None
+        return None if reason is None or reason.code == CloseCode.ABNORMAL else reason.message
 
     @property
     def subprotocol(self) -> str | None:
@@ -131,7 +141,14 @@ class WebSocket:
         """The WSGI environ of the request."""
         return self.session.environ
 
+    @property
+    def mode(self) -> str:
+        """What simple-websocket takes the server for: "werkzeug" under `geventws.Worker`, else "gevent"."""
+        software = str(self.environ.get("SERVER_SOFTWARE", ""))
+        return "gevent" if software.startswith("gevent") else "werkzeug"
+
     def _over(self) -> ConnectionClosed:
+        self._told = True
         return ConnectionClosed(self.close_reason, self.close_message, self)
 
 
@@ -208,7 +225,8 @@ def _serve(view: View, values: Mapping[str, Any]) -> Any:
 
     call_handler(DefaultWebSocketServerSession(settings, call), (), handle, values, view.__name__)
     call.tell_lost_changes()
-    return app.response_class(status=101)
+    # For after_request functions, which see a view's 200 by flask-sock; nothing of it goes onto the wire.
+    return app.response_class()
 
 
 def _options(app: flask.Flask) -> tuple[Settings, tuple[str, ...]]:

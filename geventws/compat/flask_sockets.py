@@ -100,7 +100,8 @@ class Sockets:
         for blueprint, options in self._registered[start:]:
             first = not any(blueprint is other for other in known)
             known.append(blueprint)
-            state = blueprint.make_setup_state(_BlueprintsApp(app, add_rule), options, first)
+            as_seen: Any = _BlueprintsApp(app, add_rule)
+            state = blueprint.make_setup_state(as_seen, options, first)
             for deferred in blueprint.deferred_functions:
                 deferred(state)
 
