@@ -5,6 +5,7 @@ Only the programs of the tests import this: its imports are what the libraries a
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 from typing import Any
@@ -169,10 +170,45 @@ def pushes(ws: Any, environ: dict[str, Any]) -> None:
     pushed.clear()
 
 
+def nothings(ws: Any, environ: dict[str, Any]) -> None:
+    """What is no text, sent as text."""
+    for message in (None, 0, 5, [], ["a"]):
+        ws.send(message, False)
+        ws.send_frame(message, ws.OPCODE_TEXT)
+        ws.send_frame(message, ws.OPCODE_PING)
+    for send in (lambda: ws.send(None), lambda: ws.send_frame(None, ws.OPCODE_BINARY)):
+        try:
+            send()
+        except TypeError:
+            ws.send("TypeError")
+    ws.receive()
+
+
+def tells(ws: Any, environ: dict[str, Any]) -> None:
+    """Notes what ``current_app.on_close`` is told, by the end and by each use behind it."""
+    told = application.current_app.told
+
+    def noted() -> None:
+        # The real one may tell the same twice in one call.
+        note(list(dict.fromkeys(told)))
+        told.clear()
+
+    told.clear()
+    while ws.receive() is not None:
+        pass
+    noted()
+    for use in (ws.receive, lambda: ws.send("x"), lambda: ws.send_frame("x", 1), ws.close):
+        try:
+            use()
+        except WebSocketError:
+            pass
+        noted()
+
+
 SOCKETS = {
     "/echo": echo, "/types": types, "/attributes": attributes, "/binary": binary, "/closes": closes, "/ends": ends,
     "/timeouts": timeouts, "/raises": raises, "/speaks-on": speaks_on, "/crowd": crowd, "/waits": waits,
-    "/parks": parks, "/pushes": pushes,
+    "/parks": parks, "/pushes": pushes, "/nothings": nothings, "/tells": tells, "/hooked/socket": echo,
 }  # fmt: skip
 
 
@@ -257,15 +293,22 @@ def page(environ: dict[str, Any], start_response: Any) -> Any:
     return [b"page"]
 
 
-resource = Resource(
-    [
-        ("^/resource/echo", EchoApplication),
-        ("^/resource/default", DefaultApplication),
-        ("^/resource/chat", ChatApplication),
-        ("^/resource/spoken", SpokenApplication),
-        ("^/resource", page),
-    ]
-)
+paths = [
+    ("^/resource/echo", EchoApplication),
+    ("^/resource/default", DefaultApplication),
+    ("^/resource/chat", ChatApplication),
+    ("^/resource/spoken", SpokenApplication),
+    ("^/resource", page),
+]
+resource = Resource(paths)
+# Apps add to what they gave, and to what the Resource has.
+paths.append(("^/resource/later", EchoApplication))
+resource.apps.append(("^/resource/last", EchoApplication))
+
+mapped_paths = collections.OrderedDict({"^/mapped/echo": EchoApplication})
+mapped = Resource(mapped_paths)
+mapped_paths["^/mapped/later"] = EchoApplication
+mapped_paths["^/mapped"] = page
 
 # -- Flask, and Flask-Sockets ------------------------------------------------------------------------------------------
 
@@ -378,8 +421,21 @@ if not REAL:
 # -- All of them -------------------------------------------------------------------------------------------------------
 
 
+class CurrentApp:
+    """What a WebSocket tells of its end."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def on_close(self, message: str) -> None:
+        """Keeps it."""
+        self.told.append(message)
+
+
 class Application:
     """What is served."""
+
+    current_app = CurrentApp()
 
     def app_protocol(self, path: str) -> str:
         """As servers ask a Resource for it."""
@@ -394,6 +450,8 @@ class Application:
             return [body]
         if path.startswith("/resource"):
             return resource(environ, start_response)
+        if path.startswith("/mapped"):
+            return mapped(environ, start_response)
         if path.startswith("/flask"):
             return app(environ, start_response)
         if path == "/socket":

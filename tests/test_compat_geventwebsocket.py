@@ -199,6 +199,70 @@ class TestAlike:
         assert either.events(2) == ["on_open", "on_close None"]
         assert get(either.address, "/resource/anything") == "page"
 
+    def test_a_resource_has_what_is_added_later(self, either: Server) -> None:
+        for path in ("/resource/later", "/resource/last", "/mapped/echo", "/mapped/later"):
+            with either.client(path) as client:
+                client.say(TEXT, b"hello")
+                client.hears("hello")
+                client.bye()
+        either.events(8)
+        assert get(either.address, "/mapped/anything") == "page"
+
+    def test_what_is_no_text_sent_as_text(self, either: Server) -> None:
+        with either.client("/nothings") as client:
+            for text in (b"", b"", b"5", b"", b"['a']"):
+                assert [client.hear() for _ in range(3)] == [(TEXT_FRAME, text), (TEXT_FRAME, text), (PING_FRAME, text)]
+            client.hears("TypeError")
+            client.hears("TypeError")
+
+    @pytest.mark.parametrize("closes", [True, False])
+    def test_the_current_app_is_told_of_the_end(self, either: Server, closes: bool) -> None:
+        with either.client("/tells") as client:
+            if closes:
+                client.bye()
+        assert either.events(5) == [
+            "[]" if closes else "['Connection closed']",
+            "['Connection is already closed']",
+            "['Connection is already closed', 'Socket is dead']",
+            "['Connection is already closed']",
+            "['Connection is already closed']",
+        ]
+
+    @pytest.mark.parametrize("kind", ["server", "handler"])
+    @pytest.mark.parametrize("package", ["real", "ours"])
+    def test_a_hook_sees_each_request(self, servers: Servers, package: str, kind: str) -> None:
+        server = servers.get(package, kind)
+        assert get(server.address, "/hooked/page") == "plain"
+        with Client(server.address) as client:
+            # Both requests of one connection.
+            for method in ("GET", "PUT"):
+                client.send(f"{method} /hooked/kept HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".encode())
+                assert client.until(b"\r\n\r\nplain").startswith(b"HTTP/1.1 200 ")
+        with server.client("/hooked/socket") as client:
+            client.bye()
+        with Client(server.address) as client:
+            assert client.ask(offer("/hooked/plain")) == 200
+            assert client.body == b"plain"
+        for request in (offer("/hooked/fails"), b"GET /hooked/fails HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"):
+            with Client(server.address) as client:
+                assert client.ask(request) == 500
+        assert server.events(7) == [
+            "GET /hooked/page True",
+            "GET /hooked/kept True",
+            "PUT /hooked/kept True",
+            "GET /hooked/socket True",
+            "GET /hooked/plain True",
+            "GET /hooked/fails True",
+            "GET /hooked/fails True",
+        ]
+
+    @pytest.mark.parametrize("kind", ["server", "handler"])
+    @pytest.mark.parametrize("package", ["real", "ours"])
+    def test_a_handler_that_prepares_its_responses(self, servers: Servers, package: str, kind: str) -> None:
+        server = servers.get(package, kind)
+        assert get(server.address, "/prepared") == "plain"
+        assert server.events(1) == ["prepared 200 13"]
+
     def test_a_chat(self, either: Server) -> None:
         with either.client("/resource/chat") as ada, either.client("/resource/chat") as bob:
             ada.say(TEXT, json.dumps({"type": "join", "nickname": "ada"}).encode())

@@ -27,8 +27,11 @@ HANDSHAKE_TIMEOUT = 10.0
 class WebSocketHandler(HandlerFace, WSGIHandler):
     """A connection of ``pywsgi.WSGIServer(listener, app, handler_class=WebSocketHandler)``, or of geventws' server.
 
-    ``client_address`` is by what the client is listed.
+    ``client_address`` is by what the client is listed. A ``pre_start_hook`` of the server is called with the handler of
+    each request, as soon as its head is read.
     """
+
+    SUPPORTED_VERSIONS = ("13",)
 
     def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
         _complete(server)
@@ -39,16 +42,39 @@ class WebSocketHandler(HandlerFace, WSGIHandler):
     def _read_request(self) -> bool:
         if not super()._read_request():
             return False
-        if self.upgrade is None or self.application in (server_is_full, server_is_stopping):
+        if self.application in (server_is_full, server_is_stopping):
             return True
         assert self.environ is not None
         hook = getattr(self.server, "pre_start_hook", None)
-        if not offers(self.environ) or (hook is not None and hook(self)):
+        try:
+            is_plain = hook is not None and hook(self)
+        except Exception as error:
+            # As of the application: 500, and a traceback in the log.
+            self.application = partial(_fail, error)
+            return True
+        if is_plain or not offers(self.environ):
             return True
         self.client_address = address_of(self.environ)
         settings = getattr(self.server, "websocket_settings", None) or Settings()
         self.application = partial(serve, self.application, handler=self, settings=settings)
         return True
+
+    def start_response(self, status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], None]:
+        """As PEP 3333 has it."""
+        writer = super().start_response(status, headers, exc_info)
+        self._prepare_response()
+        return writer
+
+    def _prepare_response(self) -> None:
+        """Called when a response in HTTP has been started; for subclasses, as there is nothing to prepare.
+
+        What follows a 101 is no response here.
+        """
+
+
+def _fail(error: Exception, environ: Any, start_response: Any) -> Any:
+    """The application that a request gets whose hook has failed."""
+    raise error
 
 
 def _complete(server: Any) -> None:

@@ -59,11 +59,12 @@ class Resource:
 
     ``apps`` are pairs of a regular expression, which has to match the beginning of the path, and an application: a
     class derived from `WebSocketApplication` for WebSockets, or a WSGI application for all else. A dict of them is
-    taken in its order. The first that fits is called.
+    taken in its order. The first that fits is called; what is added to the list or the dict later counts too.
     """
 
-    def __init__(self, apps: Mapping[str, Any] | Iterable[tuple[str, Any]] | None = None) -> None:
-        self.apps = list(apps.items()) if isinstance(apps, Mapping) else list(apps or ())
+    def __init__(self, apps: Mapping[str, Any] | list[tuple[str, Any]] | None = None) -> None:
+        #: The pairs: the list that was given itself, or a view of the dict.
+        self.apps: Any = apps.items() if isinstance(apps, Mapping) else [] if apps is None else apps
 
     def _is_websocket_app(self, app: Any) -> bool:
         """Tells WebSocket applications from WSGI applications; for subclasses to override."""

@@ -18,8 +18,8 @@ __all__ = ["WebSocketServer"]
 class WebSocketServer(WSGIServer):
     """A `geventws.WSGIServer` that gives its application ``environ["wsgi.websocket"]``.
 
-    With ``debug`` its logger writes to stderr. ``pre_start_hook`` is called with the handler of each request that
-    offers a WebSocket; where it gives something true the request is plain HTTP. Further arguments are those of the
+    With ``debug`` its logger writes to stderr. ``pre_start_hook`` is called with the handler of each request; where it
+    gives something true the request is plain HTTP, also one that offers a WebSocket. Further arguments are those of the
     server, and settings of `geventws.Settings` for its WebSockets.
     """
 

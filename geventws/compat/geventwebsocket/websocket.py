@@ -58,12 +58,15 @@ class WebSocket:
         """
         self._open()
         if self._over:
+            self.current_app.on_close(MSG_ALREADY_CLOSED)
             raise WebSocketError(MSG_ALREADY_CLOSED)
         self._receives = True
         try:
             message = self.session.receive()
-        except ConnectionClosed:
+        except ConnectionClosed as error:
             self._over = True
+            if error.reason.code == CloseCode.ABNORMAL:
+                self.current_app.on_close(MSG_CLOSED)
             return None
         return message if isinstance(message, str) else bytearray(message)
 
@@ -74,12 +77,15 @@ class WebSocket:
         """
         self._open()
         if self._over:
+            self.current_app.on_close(MSG_ALREADY_CLOSED)
+            self.current_app.on_close(MSG_SOCKET_DEAD)
             raise WebSocketError(MSG_SOCKET_DEAD)
         if binary is None:
             binary = not isinstance(message, str)
         try:
             self.session.send(_as_bytes(message) if binary else _as_text(message))
         except ConnectionClosed:
+            self.current_app.on_close(MSG_SOCKET_DEAD)
             raise WebSocketError(MSG_SOCKET_DEAD) from None
 
     def send_frame(self, message: Any, opcode: int) -> None:
@@ -89,11 +95,13 @@ class WebSocket:
         """
         self._open()
         if self.closed:
+            self.current_app.on_close(MSG_ALREADY_CLOSED)
             raise WebSocketError(MSG_ALREADY_CLOSED)
         if opcode in (self.OPCODE_TEXT, self.OPCODE_BINARY):
             self.send(message, opcode == self.OPCODE_BINARY)
             return
-        payload = message.encode() if isinstance(message, str) else bytes(_as_bytes(message or b""))
+        is_bytes = isinstance(message, (bytes, bytearray, memoryview))
+        payload = bytes(message) if is_bytes else _as_text(message).encode()
         if opcode not in (self.OPCODE_CLOSE, self.OPCODE_PING, self.OPCODE_PONG):
             raise WebSocketError(f"a frame with the opcode {opcode} can't be sent by itself")
         if len(payload) > MAX_CONTROL_PAYLOAD:
@@ -115,6 +123,7 @@ class WebSocket:
         A ``code`` that may not be sent (RFC 6455 7.4.1) goes out as 1000; ``message`` is cut to the 123 bytes that fit.
         """
         if self._over:
+            self.current_app.on_close(MSG_ALREADY_CLOSED)
             return
         self._over = True
         text = message if isinstance(message, str) else bytes(message or b"").decode(errors="replace")
@@ -167,7 +176,11 @@ class WebSocket:
 
     @property
     def current_app(self) -> Any:
-        """The ``current_app`` of the server's application, where it has one; else an object that does nothing."""
+        """The ``current_app`` of the server's application, where it has one; else an object that does nothing.
+
+        Its ``on_close`` is called with one of the ``MSG_`` texts: where `receive` finds that the connection was lost,
+        and by each use behind the end. That of a peer that closes is told by None alone.
+        """
         return getattr(self.handler.server.application, "current_app", None) or _NoApplication()
 
 
@@ -212,4 +225,4 @@ def _as_bytes(message: Any) -> memoryview:
 def _as_text(message: Any) -> str:
     if isinstance(message, str):
         return message
-    return bytes(message).decode() if isinstance(message, (bytes, bytearray, memoryview)) else str(message)
+    return bytes(message).decode() if isinstance(message, (bytes, bytearray, memoryview)) else str(message or "")
