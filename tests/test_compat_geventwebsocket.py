@@ -701,6 +701,30 @@ assert "geventws" not in geventwebsocket.__file__
         )
         assert finished.stderr == ""
 
+    @pytest.mark.parametrize(
+        ("use", "module"),
+        [
+            ("from geventws.compat.flask_sockets import Sockets; Sockets(app)", "werkzeug.routing.map"),
+            ("import geventws.compat.geventwebsocket", "werkzeug.routing.map"),
+            (
+                "import geventws.compat.geventwebsocket.middleware as m; m.WebSocketMiddleware(app)",
+                "geventws.compat.matching",
+            ),
+        ],
+    )
+    def test_werkzeug_is_touched_where_plain_views_may_get_websockets(self, use: str, module: str) -> None:
+        finished = run(
+            f"""
+import flask
+from werkzeug.routing import Map
+app = flask.Flask("app")
+{use}
+print(Map.bind_to_environ.__module__)
+"""
+        )
+        assert finished.stderr == ""
+        assert finished.stdout.strip() == module
+
     def test_a_websocket_is_an_ordinary_object(self) -> None:
         """It takes attributes and weak references, which the real one does not."""
         nothing: Any = SimpleNamespace(environ={})

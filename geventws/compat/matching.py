@@ -6,6 +6,7 @@ Since version 1, Werkzeug matches such requests with rules that have ``websocket
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from werkzeug.routing import Map, MapAdapter, WebsocketMismatch
@@ -34,8 +35,12 @@ def take_either(adapter: MapAdapter) -> MapAdapter:
     return adapter
 
 
+@cache
 def match_plain_rules_too() -> None:
-    """Has Werkzeug match plain rules too, of requests alone in whose environ is a ``wsgi.websocket``."""
+    """Has Werkzeug match plain rules too, of requests alone in whose environ is a ``wsgi.websocket``.
+
+    From the first call on, in all of the process.
+    """
     Map.bind_to_environ = _bind_either  # type: ignore[method-assign]
 
 

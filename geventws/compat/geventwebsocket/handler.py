@@ -13,6 +13,7 @@ from gevent import pywsgi
 from geventws.accepting import WaitingRoom
 from geventws.compat.geventwebsocket.logging import create_logger
 from geventws.compat.geventwebsocket.middleware import Client, Clients, HandlerFace, address_of, offers, serve
+from geventws.compat.matching import match_plain_rules_too
 from geventws.frames import CloseCode
 from geventws.peer_log import PeerLog
 from geventws.server import WSGIHandler, close_sessions, server_is_full, server_is_stopping
@@ -79,6 +80,7 @@ def _fail(error: Exception, environ: Any, start_response: Any) -> Any:
 
 def _complete(server: Any) -> None:
     """Gives a server of gevent's own what geventws' handlers look for, and each its list of clients."""
+    match_plain_rules_too()
     if not hasattr(server, "clients"):
         server.clients = Clients()
     if not hasattr(server, "logger"):

@@ -37,8 +37,6 @@ WEBSOCKET = "wsgi.websocket"
 
 _numbers = count(1)
 
-match_plain_rules_too()
-
 
 class Client:
     """A client of a server: its ``address`` and its WebSocket ``ws``. Apps add attributes of their own."""
@@ -213,6 +211,7 @@ class WebSocketMiddleware:
         self.application = application
         self.server = ServerState(application) if server is None else server
         self.settings = Settings().override(**settings)
+        match_plain_rules_too()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if not offers(environ):
