@@ -483,6 +483,26 @@ class TestWebSocketServer:
                 pass
             assert first == CLOSE_FRAME
 
+    @pytest.mark.parametrize("closes", [True, False])
+    def test_the_current_app_is_told_of_a_client_that_answers_no_ping(self, closes: bool) -> None:
+        """Not of one that closes with the code that the other gets."""
+        told: list[str] = []
+
+        def app(environ: dict[str, Any], start_response: Any) -> Any:
+            assert environ["wsgi.websocket"].receive() is None
+            told.append("None")
+            return []
+
+        app.current_app = SimpleNamespace(on_close=told.append)  # type: ignore[attr-defined]
+        pings = None if closes else 0.01
+        server = WebSocketServer(("127.0.0.1", 0), app, log=None, ping_interval=pings, timeout=0.02)
+        with running(server), Peer(server) as peer:
+            peer.accepted()
+            if closes:
+                peer.send(close_frame(1011))
+            wait_until(lambda: "None" in told)
+        assert told == (["None"] if closes else ["Connection closed", "None"])
+
     def test_a_bad_setting(self) -> None:
         with pytest.raises(ValueError, match="ping_interval"):
             WebSocketServer(("127.0.0.1", 0), echo, log=None, ping_interval=-1)

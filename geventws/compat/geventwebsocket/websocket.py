@@ -65,10 +65,15 @@ class WebSocket:
             message = self.session.receive()
         except ConnectionClosed as error:
             self._over = True
-            if error.reason.code == CloseCode.ABNORMAL:
+            if self._was_lost(error.reason.code):
                 self.current_app.on_close(MSG_CLOSED)
             return None
         return message if isinstance(message, str) else bytearray(message)
+
+    def _was_lost(self, code: int) -> bool:
+        """Whether a WebSocket that ended with ``code`` was lost; a peer that answers no ping is given up with 1011."""
+        closed_by_peer = self.session.connection.reader.close_reason is not None
+        return code == CloseCode.ABNORMAL or (code == CloseCode.INTERNAL_ERROR and not closed_by_peer)
 
     def send(self, message: Any, binary: bool | None = None) -> None:
         """Sends a message: str as text, bytes-like as binary, unless ``binary`` says otherwise.
