@@ -70,10 +70,13 @@ class Inbox:
     def message(self, topic: str, opcode: int, payload: bytes, position: Position | None) -> None:
         """Hands on a message that came from Redis."""
         self.statistics.received += 1
-        self.deliver(topic, opcode, payload, position)
+        try:
+            self.receiver.message(topic, opcode, payload, position)
+        except Exception:
+            self.failed()
 
     def deliver(self, topic: str, opcode: int, payload: bytes, position: Position | None) -> None:
-        """Hands on a message."""
+        """Hands on a message of this process, which did not come from Redis."""
         try:
             self.receiver.message(topic, opcode, payload, position)
         except Exception:

@@ -247,8 +247,7 @@ def decode(data: bytes) -> Plain | Positioned | PresenceChange:
         end = data.find(b" ", 2, 42)
         if end < 0:
             raise Malformed("no position")
-        position = decode_position(data[2:end])
-        return _positioned(kind, position, data[end + 1 : end + 1 + SOURCE], data[end + 1 + SOURCE :])
+        return _positioned(kind, decode_position(data[2:end]), data, end + 1, data[end + 1 + SOURCE :])
     if kind in (_J, _L):
         try:
             key, space, name = data[2:].decode().partition(" ")
@@ -276,15 +275,18 @@ def decode_entry(entry: Any) -> Positioned:
     kind, source, payload = fields[1::2]
     if len(kind) != 1 or kind[0] not in _KINDS:
         raise Malformed("an entry of an unknown kind")
-    return _positioned(kind[0], position, source[:SOURCE], payload)
+    return _positioned(kind[0], position, source, 0, payload)
 
 
-def _positioned(kind: int, position: Position, source: bytes, payload: bytes) -> Positioned:
-    if len(source) != SOURCE:
+def _positioned(kind: int, position: Position, data: bytes, start: int, payload: bytes) -> Positioned:
+    """What has its source in ``data``, from ``start`` on."""
+    end = start + SOURCE
+    if len(data) < end:
         raise Malformed("no origin and sequence number")
     if kind == _g and not (payload.isdigit() and len(payload) < 20):
         raise Malformed("a gap of no number")
-    return Positioned(_KINDS[kind], position, source[:8], int.from_bytes(source[8:], "big"), payload)
+    sequence = int.from_bytes(data[start + 8 : end], "big")
+    return Positioned(_KINDS[kind], position, data[start : start + 8], sequence, payload)
 
 
 def is_text(payload: bytes) -> bool:
@@ -322,6 +324,11 @@ class Origins:
 
     def missing(self, origin: bytes, sequence: int) -> int:
         """Notes a message; gives how many of its origin are missing before it."""
+        last = self._last
+        if len(last) < ORIGINS // 2 and last.get(origin) == sequence - 1:
+            # Nothing is missing, and nobody is to be forgotten soon.
+            last[origin] = sequence
+            return 0
         return max((self._note(origin, sequence) or 0) - 1, 0)
 
     def missing_up_to(self, origin: bytes, sequence: int, otherwise: int) -> int:
