@@ -706,6 +706,20 @@ def test_what_was_on_its_way_is_looked_for_in_the_history() -> None:
         assert receiver.gaps == []
 
 
+@patched
+def test_a_broker_that_is_closed_tells_no_more() -> None:
+    with running(any_kind()) as server, brokers(server.url) as (broker, receiver):
+        broker.subscribe("h10")
+        server.kill()
+        wait_until(lambda: broker._running.link(0).commands.refuses)
+        assert not broker.publish("h10", 1, b"lost")
+        settling = broker._running._settling
+        assert not settling.dead
+        broker.close()
+        wait_until(lambda: settling.dead)
+        assert receiver.messages == []
+
+
 def publish_until_stopped(url: str, topics: list[str], path: str) -> dict[str, Any]:
     """In another process: publishes numbers to topics with a history that it hears itself, until a file is there."""
     with brokers(url) as (broker, receiver):
@@ -866,6 +880,7 @@ def test_a_user_with_few_rights() -> None:
             client.execute_command("ACL", "SETUSER", "ws", "on", ">secret", "~ws:*", "&ws:*", "+@all", "-@dangerous")
             client.execute_command("ACL", "SETUSER", "mute", "on", ">secret", "~ws:*", "&ws:*", "+@all", "-publish")
             client.execute_command("ACL", "SETUSER", "other", "on", ">secret", "~*", "&other:*", "+@all")
+            client.execute_command("ACL", "SETUSER", "deaf", "on", ">secret", "~*", "&*", "+@all", "-subscribe")
             client.execute_command("ACL", "SETUSER", "blind", "on", ">secret", "~other:*", "&*", "+@all")
         with brokers(f"redis://ws:secret@127.0.0.1:{server.port}", 2, namespace="ws") as made, logged() as log:
             broker, receiver, other, _ = made[0], made[1], made[0], None
@@ -891,6 +906,18 @@ def test_a_user_with_few_rights() -> None:
             assert len(log) == 1
             assert "refuses subscriptions" in log[0]
             assert broker.available
+        with (
+            brokers(f"redis://deaf:secret@127.0.0.1:{server.port}", namespace="ws") as (broker, receiver),
+            logged() as log,
+        ):
+            assert broker.subscribe("h10") is None
+            for number in range(3):
+                assert broker.publish("h10", 1, b"%d" % number)
+            broker.flush(20)
+            # It can't come back, but who is here gets it all the same.
+            assert numbers(receiver.payloads("h10")) == [0, 1, 2]
+            assert receiver.gaps == [("h10", None)]
+            assert len(log) == 1
         with brokers(f"redis://blind:secret@127.0.0.1:{server.port}", namespace="ws") as (broker, _), logged() as log:
             assert broker.subscribe("h10") is None
             assert broker.position("h10") is None

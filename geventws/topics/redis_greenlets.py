@@ -118,7 +118,8 @@ class Greenlets(Running):
     def _settle(self) -> None:
         """Has all told of what Redis lacks of this process's messages, as soon as that is possible."""
         delay = SETTLING_SECONDS
-        while self.unsettled:
+        # Not in a fork of the process, whose messages they are not.
+        while self.unsettled and not all(link.ended for link in self.links.values()):
             self._settle_now.clear()
             self._submit_settlements()
             delay = SETTLING_SECONDS if self._settle_now.wait(delay) else min(delay * 2, LONGEST_SETTLING)
@@ -293,10 +294,10 @@ class Greenlets(Running):
 
     def _end(self) -> None:
         self.attendance.end()
-        if self._settling is not None:
-            self._settling.kill(block=False)
         for link in list(self.links.values()):
             link.end()
+        if self._settling is not None:
+            self._settling.kill(block=False)
 
     def _check_thread(self) -> None:
         if get_hub() is not self.hub:

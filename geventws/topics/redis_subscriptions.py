@@ -158,9 +158,11 @@ class Subscription:
         self.reading = 0
         #: Whether the connection was lost since the history was read.
         self._broken = False
-        #: This process's messages that are on their way to come back, and the number of the last one delivered.
+        #: Whether the server does not let us listen.
         self._refused = False
-        self._own: deque[tuple[int, int, bytes]] = deque()
+        #: This process's messages that are on their way to come back, None for none; and the number of the last one
+        #: delivered.
+        self._own: deque[tuple[int, int, bytes]] | None = None
         self._own_bytes = 0
         self._own_delivered = -1
         #: The last one that was sent before the history was read.
@@ -231,12 +233,14 @@ class Subscription:
 
     def published(self, sequence: int, opcode: int, payload: bytes) -> None:
         """A message of this process is sent, and is to come back."""
+        if self._own is None:
+            self._own = deque()
         self._own.append((sequence, opcode, payload))
         self._own_bytes += len(payload)
         if self._refused:
             # Redis lets us publish, but not listen.
             self.deliver_own(sequence)
-        while len(self._own) > MOST_OWN or self._own_bytes > MOST_OWN_BYTES:
+        while self._own and (len(self._own) > MOST_OWN or self._own_bytes > MOST_OWN_BYTES):
             self.deliver_own(self._own[0][0])
 
     def withdraw(self, sequence: int) -> None:
@@ -251,8 +255,13 @@ class Subscription:
             self._inbox.deliver(self.topic.name, *self._take_own(), None)
 
     def _take_own(self) -> tuple[int, bytes]:
-        self._own_delivered, opcode, payload = self._own.popleft()
+        own = self._own
+        assert own is not None
+        self._own_delivered, opcode, payload = own.popleft()
         self._own_bytes -= len(payload)
+        if not own:
+            # An empty one is as large as all the rest of a subscription.
+            self._own = None
         return opcode, payload
 
     # What comes with a position.
@@ -392,7 +401,9 @@ class Subscription:
         """How many messages of this process are not among those that were found."""
         origin, delivered = self._inbox.origin, self._own_delivered
         there = {item.sequence for item in found if item is not None and item.origin == origin}
-        return sum(1 for sequence, _, _ in self._own if delivered < sequence <= own_sent and sequence not in there)
+        return sum(
+            1 for sequence, _, _ in self._own or () if delivered < sequence <= own_sent and sequence not in there
+        )
 
     def _between(self, since: Position, last: Position, entries: Any) -> list[Positioned | None]:
         """What comes after ``since`` up to ``last``: of the history, and what waits where that is there no more.
