@@ -707,6 +707,39 @@ def test_what_was_on_its_way_is_looked_for_in_the_history() -> None:
 
 
 @patched
+def test_all_are_told_of_what_redis_never_got_without_a_history() -> None:
+    """Although its publisher publishes no more on this topic."""
+    server = shared_server(any_kind())
+    with (
+        cuttable(server) as way,
+        brokers(way.url) as (broker, receiver),
+        brokers(server.url, 2) as (other, there, late, unknowing),
+    ):
+        for each in (broker, other):
+            each.subscribe("x")
+        broker.publish("x", 1, b"before")
+        wait_until(lambda: there.messages)
+        late.subscribe("x")
+        way.cut()
+        wait_until(lambda: broker._running.link(0).commands.refuses)
+        for _ in range(5):
+            assert not broker.publish("x", 1, b"lost")
+        way.is_open = True
+        wait_until(lambda: there.gaps and unknowing.gaps)
+        assert (there.gaps, other.statistics.lost) == ([("x", 5)], 5)
+        # It had never heard of this publisher.
+        assert unknowing.gaps == [("x", None)]
+        wait_until(lambda: not broker._running.unsettled)
+        broker.publish("x", 1, b"after")
+        wait_until(lambda: len(there.messages) == 2 and unknowing.messages)
+        assert (len(there.gaps), len(unknowing.gaps)) == (1, 1)
+        # Of its own it has missed nothing, but something of others may be missing.
+        wait_until(lambda: broker.available)
+        assert receiver.gaps == [("x", None)]
+        assert (receiver.messages, broker.statistics.lost) == ([], 0)
+
+
+@patched
 def test_a_broker_that_is_closed_tells_no_more() -> None:
     with running(any_kind()) as server, brokers(server.url) as (broker, receiver):
         broker.subscribe("h10")

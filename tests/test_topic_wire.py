@@ -25,6 +25,7 @@ from geventws.topics.wire import (
     TopicTable,
     decode,
     decode_entry,
+    encode_gap,
     encode_plain,
     encode_source,
     is_text,
@@ -90,6 +91,12 @@ def test_messages_without_a_position(opcode: int, payload: bytes) -> None:
     assert decode(data) == Plain(opcode, ORIGIN, 258, payload)
 
 
+def test_gaps_without_a_position() -> None:
+    data = encode_gap(ORIGIN, 258)
+    assert data == b"\x01G" + ORIGIN + b"\0\0\0\0\0\0\1\2"
+    assert decode(data) == Plain(GAP, ORIGIN, 258, b"")
+
+
 def test_messages_with_a_position() -> None:
     source = encode_source(ORIGIN, 258)
     assert source == ORIGIN + b"\0\0\0\0\0\0\1\2"
@@ -119,6 +126,7 @@ def test_members() -> None:
         b"hello",
         b"\x01X" + ORIGIN * 2,
         b"\x01T1234567",
+        b"\x01G" + ORIGIN + b"1234567",
         b"\x01B" + ORIGIN + b"1234567",
         b"\x01t",
         b"\x01t17 x",

@@ -205,10 +205,15 @@ def test_without_redis_all_goes_on_here_and_later_everywhere() -> None:
         assert one.statistics().unsent == 2
         server.start()
         wait_until(lambda: one._broker.available and two._broker.available)  # type: ignore[union-attr]
-        # Of the history others are also told how many are missing.
+        # Others are also told how many are missing: of the history in any case, as that stands in it.
         assert sorted(texts(peers[0], 2)) == ["gap in history", "gap in plain"]
-        assert sorted(texts(peers[1], 3)) == ["gap in history", "gap in history", "gap in plain"]
-        assert two.statistics().lost == 1
+        seen = texts(peers[1], 3)
+        wait_until(lambda: not one._broker._running.unsettled)  # type: ignore[union-attr]
+        room.sessions[1].send("the end")
+        while seen[-1] != "the end":
+            seen += texts(peers[1], 1)
+        assert seen.count("gap in history") == 2
+        assert seen.count("gap in plain") in (1, 2)
         for topic in ("plain", "history"):
             two.publish(topic, f"again: {topic}")
         for peer in peers:

@@ -58,12 +58,11 @@ SCRIPT_ATTEMPTS = 16
 
 
 class Publication:
-    """A message in a command: counted, and delivered here if it is of a topic with history and perhaps not sent."""
+    """A message in a command, which is counted, and told of, where it was perhaps not sent."""
 
     __slots__ = ("sequence", "topic")
 
-    def __init__(self, topic: Topic | None, sequence: int) -> None:
-        #: None for a message that was delivered here at once.
+    def __init__(self, topic: Topic, sequence: int) -> None:
         self.topic = topic
         self.sequence = sequence
 

@@ -102,10 +102,8 @@ class Greenlets(Running):
     def not_sent(self, publication: Publication) -> None:
         """A message that was taken to be sent, and was not, or perhaps not: here it is delivered all the same."""
         super().not_sent(publication)
-        topic = publication.topic
-        if topic is None:
-            return
-        subscription = self.subscriptions.get(topic.name)
+        # One of a topic without a history was so at once.
+        subscription = self.subscriptions.get(publication.topic.name)
         if subscription is not None:
             subscription.deliver_own(publication.sequence)
         if self._settling is None:

@@ -24,6 +24,7 @@ from geventws.topics.wire import (
     TopicTable,
     decode_entry,
     decode_position,
+    encode_gap,
     encode_plain,
     encode_source,
     kind_of,
@@ -34,9 +35,6 @@ __all__ = ["Broker", "Running"]
 
 #: Topics whose sequence numbers a process remembers.
 TOPICS = 10_000
-
-#: Of a message that needs nothing more than to be counted.
-_PLAIN = Publication(None, 0)
 
 
 class Broker(Protocol):
@@ -104,11 +102,17 @@ class Running:
         topic.sequence += 1
         if not topic.history:
             data = encode_plain(opcode, self.origin, sequence, payload)
-            return Command(topic.slot, (self.publish_command, topic.channel, data), len(data), _PLAIN)
+            publication = Publication(topic, sequence)
+            return Command(topic.slot, (self.publish_command, topic.channel, data), len(data), publication)
         return self._positioned(topic, kind_of(opcode), payload, sequence, Publication(topic, sequence))
 
     def settlement(self, topic: Topic) -> Command:
         """The command that has all told of what Redis lacks of a topic's messages."""
+        if not topic.history:
+            sequence = topic.sequence - 1
+            data = encode_gap(self.origin, sequence)
+            settles = self._settles(topic, sequence)
+            return Command(topic.slot, (self.publish_command, topic.channel, data), len(data), None, settles)
         return self._positioned(topic, b"", b"", topic.sequence, None)
 
     def _positioned(
@@ -119,11 +123,7 @@ class Running:
         if topic.first_lost is not None:
             first = b"%d" % topic.first_lost
             before = encode_source(self.origin, sequence - 1)
-
-            def settles(reply: Any) -> None:
-                if not isinstance(reply, Exception):
-                    self._settled(topic, sequence - 1)
-
+            settles = self._settles(topic, sequence - 1)
         arguments = (
             b"EVALSHA",
             PUBLISH.hash,
@@ -145,14 +145,21 @@ class Running:
     def not_sent(self, publication: Publication) -> None:
         """A message was not sent, or perhaps not: those of other processes are told once Redis is back."""
         topic = publication.topic
-        if topic is not None:
+        # Without a history the next message shows it as well.
+        if topic.history or len(self.unsettled) < TOPICS:
             topic.lose(publication.sequence)
             self.unsettled[topic.name] = topic
 
-    def _settled(self, topic: Topic, sequence: int) -> None:
-        topic.settle(sequence)
-        if topic.first_lost is None:
-            self.unsettled.pop(topic.name, None)
+    def _settles(self, topic: Topic, sequence: int) -> Callable[[Any], None]:
+        """What is called with Redis' answer, when it was told of all that it lacks up to a message."""
+
+        def done(reply: Any) -> None:
+            if not isinstance(reply, Exception):
+                topic.settle(sequence)
+                if topic.first_lost is None:
+                    self.unsettled.pop(topic.name, None)
+
+        return done
 
     def read_command(self, topic: Topic, since: bytes, up_to: bytes, done: Any) -> Command:
         """The command that reads a history."""

@@ -213,6 +213,12 @@ class Subscription:
         if isinstance(item, Plain):
             if item.origin == inbox.origin:
                 return
+            if item.opcode == GAP:
+                lost = self._origins.missing_up_to(item.origin, item.sequence, -1)
+                if lost:
+                    # Of who was never heard it is not known what was sent before anybody listened.
+                    inbox.gap(self.topic.name, lost if lost > 0 else None)
+                return
             lost = self._origins.missing(item.origin, item.sequence)
             if lost:
                 inbox.gap(self.topic.name, lost)

@@ -3,6 +3,8 @@
 A channel's payload is a version byte, a byte that tells the kind, and:
 
 - ``T`` and ``B``, text and binary without a position: 8 bytes of origin, 8 bytes of sequence number, the message.
+- ``G``, a gap without a position: that messages of an origin up to a sequence number were not sent. 8 bytes of origin,
+  8 bytes of sequence number.
 - ``t`` and ``b``, text and binary with a position: the position in ASCII, a space, 8 bytes of origin, 8 bytes of
   sequence number, the message. A script makes these.
 - ``g``, a gap with a position: what is missing of an origin up to a sequence number. Like these, with how many
@@ -37,6 +39,7 @@ __all__ = [
     "decode_entry",
     "decode_position",
     "encode_commands",
+    "encode_gap",
     "encode_plain",
     "encode_source",
     "encode_topic",
@@ -60,7 +63,8 @@ ORIGINS = 1024
 
 _is_namespace = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII).fullmatch
 
-_T, _B, _t, _b, _g, _J, _L = b"TBtbgJL"
+_T, _B, _G, _t, _b, _g, _J, _L = b"TBGtbgJL"
+_PLAIN = {_T: TEXT, _B: BINARY, _G: GAP}
 _KINDS = {_t: TEXT, _b: BINARY, _g: GAP}
 
 
@@ -120,7 +124,7 @@ class Topic:
         self.history = history
         #: The number of the next message.
         self.sequence = (life % MOST_LIVES) << SEQUENCE_BITS
-        #: The first and the last of its messages with a position that Redis perhaps lacks; None for none.
+        #: The first and the last of its messages that Redis perhaps lacks, and others know nothing of; None for none.
         self.first_lost: int | None = None
         self.last_lost = 0
 
@@ -170,7 +174,7 @@ class TopicTable:
 
 
 class Plain(NamedTuple):
-    """A message without a position."""
+    """A message without a position, or a gap (``GAP``)."""
 
     opcode: int
     origin: bytes
@@ -228,6 +232,11 @@ def encode_plain(opcode: int, origin: bytes, sequence: int, payload: bytes) -> b
     return b"%b%b%b%b" % (b"\x01T" if opcode == TEXT else b"\x01B", origin, sequence.to_bytes(8, "big"), payload)
 
 
+def encode_gap(origin: bytes, sequence: int) -> bytes:
+    """What is published where messages without a position up to this one were not sent."""
+    return b"\x01G%b%b" % (origin, sequence.to_bytes(8, "big"))
+
+
 def encode_source(origin: bytes, sequence: int) -> bytes:
     """Of which process a message with a position is, and its number there."""
     return origin + sequence.to_bytes(8, "big")
@@ -238,10 +247,10 @@ def decode(data: bytes) -> Plain | Positioned | PresenceChange:
     if len(data) < 2 or data[0] != VERSION:
         raise Malformed("no version byte")
     kind = data[1]
-    if kind in (_T, _B):
+    if kind in _PLAIN:
         if len(data) < HEAD:
             raise Malformed("no origin and sequence number")
-        return Plain(TEXT if kind == _T else BINARY, data[2:10], int.from_bytes(data[10:HEAD], "big"), data[HEAD:])
+        return Plain(_PLAIN[kind], data[2:10], int.from_bytes(data[10:HEAD], "big"), data[HEAD:])
     if kind in _KINDS:
         # A position is at most 39 characters.
         end = data.find(b" ", 2, 42)
