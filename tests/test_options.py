@@ -391,8 +391,8 @@ OF_OURS = {
     "ClientExtension", "CloseCode", "CloseReason", "ConnectionClosed", "Connections", "ContentConverter",
     "DefaultWebSocketClientSession", "DefaultWebSocketServerSession", "DefaultWebSocketSession", "Extension",
     "ExtensionSession", "Frame", "HandshakeError", "HandshakeFailed", "HandshakeRefused", "Opcode", "Pinger",
-    "ProtocolError", "ProxyRefused", "SessionStats", "SettingsDict", "State", "UsageError", "WebSocketClientSession", "WebSocketError",
-    "WebSocketServerSession", "WebSocketSession", "Worker", "__version__", "build",
+    "ProtocolError", "ProxyRefused", "SessionStats", "SettingsDict", "State", "UsageError", "WebSocketClientSession",
+    "WebSocketError", "WebSocketServerSession", "WebSocketSession", "Worker", "__version__", "build",
 }  # fmt: skip
 #: Those that need a session, in test_misuse.py; and where the name is another.
 ELSEWHERE = {"pinger": "test_misuse", "Position": "Position.parse"}
