@@ -81,6 +81,8 @@ ROOMS = [
     # A process's own part in it.
     "topics.history",
     "topics.topic",
+    "topics.recovery",
+    "topics.outside",
     "topics.topics",
     "topics",
     # The server half.

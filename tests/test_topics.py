@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import weakref
 import zlib
 from collections.abc import Callable
@@ -19,9 +20,12 @@ from geventws import ConnectionClosed, PermessageDeflate, Position, Topics, Usag
 from geventws.topics import Gap, Member, Presence
 from geventws.topics.audience import Audience
 from geventws.topics.history import History, HistorySizes
-from tests.peer import Peer, serving, wait_until
-from tests.test_broadcasting import Room, elsewhere
+from tests.peer import PATIENCE, Peer, serving, wait_until
+from tests.test_broadcasting import NotedTransport, Room, elsewhere, noted
+from tests.test_forks import forked
 from tests.wire import close_frame, frame
+
+__all__ = ["noted"]
 
 TEXT, BINARY = 0x81, 0x82
 
@@ -200,6 +204,27 @@ class TestSubscribing:
             with elsewhere(subscribe) as caught:
                 pass
             assert isinstance(caught[0], UsageError)
+            topics.subscribe(room.sessions[0], "a")
+            with elsewhere(lambda: topics.unsubscribe(room.sessions[0], "a")) as caught:
+                pass
+            assert isinstance(caught[0], UsageError)
+            assert topics.count("a") == 1
+
+    def test_subscribing_while_it_is_closed(self) -> None:
+        topics = Topics(history=5)
+        with Room(write_limit=1000) as room:
+            for _ in range(5):
+                topics.publish("a", b"x" * 1_000_000)
+            peer = room.join()
+            subscribing = gevent.spawn(topics.subscribe, room.sessions[0], "a", recent=5)
+            gevent.sleep(0)
+            topics.close()
+            for _ in range(5):
+                peer.frame()
+            with pytest.raises(UsageError, match="closed"):
+                subscribing.get()
+            assert topics._topics == {}
+            assert room.sessions[0].connection.subscriptions is None
 
 
 def topics_app(handler: Callable[[Any], Any]) -> Any:
@@ -241,6 +266,52 @@ class TestPublishing:
             thread.start()
             assert texts(peer, 100) == [str(number) for number in range(100)]
             gevent.get_hub().threadpool.apply(thread.join)
+
+    def test_a_thread_waits_while_too_much_does(self) -> None:
+        """Its messages stay in their order, and take no more memory than a limit says."""
+        topics, heard, taken = Topics(), list[Any](), list[int]()
+        topics.listen("a", heard.append)
+        size = 10_000
+
+        def publish() -> None:
+            for number in range(1000):
+                topics.publish("a", b"%06d" % number + b"x" * size)
+                taken.append(number)
+
+        thread = gevent.monkey.get_original("threading", "Thread")(target=publish)
+        thread.start()
+        assert topics._outside is not None
+        # The hub has no turn here.
+        while not topics._outside._blocked:
+            assert len(taken) * size < 2 * 1024 * 1024
+        assert heard == []
+        wait_until(lambda: len(heard) == 1000)
+        assert [int(message[:6]) for message in heard] == list(range(1000))
+        gevent.get_hub().threadpool.apply(thread.join)
+
+    def test_flush_waits_for_other_threads(self) -> None:
+        topics, heard = Topics(), list[Any]()
+        topics.listen("a", heard.append)
+        with elsewhere(lambda: [topics.publish("a", str(number)) for number in range(100)]) as caught:
+            pass
+        assert (caught, heard) == ([], [])
+        topics.flush()
+        assert heard == [str(number) for number in range(100)]
+
+    def test_a_thread_that_waits_when_it_is_closed(self) -> None:
+        topics = Topics()
+        topics.listen("a", lambda message: None)
+
+        def publish() -> None:
+            while True:
+                topics.publish("a", b"x" * 500_000)
+
+        with elsewhere(publish) as caught:
+            assert topics._outside is not None
+            while not topics._outside._blocked:
+                pass
+            topics.close()
+        assert isinstance(caught[0], UsageError)
 
     def test_from_the_hub(self) -> None:
         topics = Topics()
@@ -303,6 +374,26 @@ class TestPublishing:
             for peer in peers:
                 assert texts(peer, 2) == ['["a", "text"]', '["a", "bytes"]']
             assert calls == [("a", "text", None), ("a", b"bytes", None)]
+
+    @pytest.mark.parametrize("history", [0, 10])
+    @pytest.mark.parametrize("wrong", [lambda *_: 1 / 0, lambda *_: 5, lambda *_: "\ud800"])
+    def test_an_envelope_that_fails(self, history: int, wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
+        """Sessions miss the message, and others get it."""
+        topics = Topics(history=history, envelope=lambda *of: wrong(*of) if of[1] == "wrong" else of[1])
+        heard = list[Any]()
+        topics.listen("a", heard.append)
+        with Room() as room:
+            peer = room.join()
+            topics.subscribe(room.sessions[0], "a")
+            topics.publish("a", "wrong")
+            topics.publish("a", "right")
+            assert texts(peer, 1) == ["right"]
+            assert heard == ["wrong", "right"]
+            if history:
+                again = room.join()
+                assert topics.subscribe(room.sessions[1], "a", recent=2).missed == 1
+                assert texts(again, 1) == ["right"]
+        assert "the envelope of topics failed" in caplog.text
 
     def test_compressed_sessions(self) -> None:
         topics = Topics()
@@ -428,6 +519,29 @@ class TestHistory:
             assert result.get().recovered
             nothing_more(peer, room.sessions[-1])
 
+    def test_who_subscribes_again_while_messages_go_out(
+        self, noted: type[NotedTransport], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What it is about to get of them it gets from the history alone."""
+        topics = Topics(history=10)
+        with Room() as room:
+            peers = [room.join() for _ in range(100)]
+            for session in room.sessions:
+                start = topics.subscribe(session, "a").position
+            # Each step takes long, and so each of these takes several slices.
+            monkeypatch.setattr(noted, "slow", True)
+            for number in range(3):
+                gevent.get_hub().loop.run_callback(topics.publish, "a", str(number) + "x" * 5000)
+            gevent.sleep(0)
+            last = topics._topics["a"].connections[-1]
+            index = [session.connection for session in room.sessions].index(last)
+            assert topics.statistics().delivered == 0
+            assert topics.subscribe(room.sessions[index], "a", since=start)[1:] == (True, 3)
+            topics.publish("a", "3")
+            for peer in peers:
+                assert [text[0] for text in texts(peer, 4)] == ["0", "1", "2", "3"]
+            nothing_more(peers[index], room.sessions[index])
+
     def test_one_that_is_too_slow_for_the_history(self) -> None:
         topics = Topics(history=10)
         with Room(write_limit=1000) as room:
@@ -530,6 +644,9 @@ class TestHistory:
             with pytest.raises(ValueError, match="hyphen"):
                 Position.parse(text)
 
+    def test_no_two_histories_share_an_epoch(self) -> None:
+        assert len({History(1).position.epoch for _ in range(10_000)}) == 10_000
+
     def test_what_one_history_says(self) -> None:
         history = History(2)
         start = history.position
@@ -612,13 +729,26 @@ class TestPresence:
         faults = [record for record in caplog.records if record.exc_info]
         assert [record.message for record in faults] == ["what topics call for a presence failed"] * 2
 
-    @pytest.mark.parametrize("member", [5, b"Ada", ["Ada"]])
-    def test_what_is_no_member(self, member: Any) -> None:
+    @pytest.mark.parametrize(
+        ("member", "error"),
+        [(5, TypeError), (b"Ada", TypeError), (["Ada"], TypeError), ("\ud800", ValueError), ("é" * 2049, ValueError)],
+    )
+    def test_what_is_no_member(self, member: Any, error: type[Exception]) -> None:
         topics = Topics()
         with Room() as room:
             room.join()
-            with pytest.raises(TypeError, match="member"):
+            with pytest.raises(error, match="member"):
                 topics.subscribe(room.sessions[0], "a", member=member)
+            assert topics.count("a") == 0
+            topics.subscribe(room.sessions[0], "a", member="é" * 2048)
+
+    @pytest.mark.parametrize("option", ["on_presence", "on_gap"])
+    def test_what_can_not_be_called(self, option: str) -> None:
+        topics = Topics()
+        with Room() as room:
+            room.join()
+            with pytest.raises(ValueError, match=option):
+                topics.subscribe(room.sessions[0], "a", **{option: "text"})
             assert topics.count("a") == 0
 
 
@@ -648,9 +778,26 @@ class TestOptions:
             peer = room.join()
             topics = Topics(history=5)
             topics.subscribe(room.sessions[0], "a", member="Ada")
+            with elsewhere(topics.close) as caught:
+                pass
+            assert isinstance(caught[0], UsageError)
+            assert topics.count("a") == 1
             topics.close()
-            assert topics.count("a") == 0
-            topics.publish("a", "nobody hears")
+            topics.close()
+            for call in (
+                lambda: topics.subscribe(room.sessions[0], "a"),
+                lambda: topics.unsubscribe(room.sessions[0], "a"),
+                lambda: topics.publish("a", "nobody hears"),
+                lambda: topics.listen("a", print),
+                lambda: topics.count("a"),
+                lambda: topics.sessions("a"),
+                lambda: topics.presence("a"),
+                lambda: topics.position("a"),
+                topics.flush,
+            ):
+                with pytest.raises(UsageError, match="closed"):
+                    call()
+            assert topics.statistics().published == 0
             nothing_more(peer, room.sessions[0])
             assert room.sessions[0].connection.subscriptions is None
 
@@ -772,6 +919,38 @@ class TestListening:
         topics.close()
         assert not topics._topics
 
+    def test_what_can_not_be_called(self) -> None:
+        topics = Topics()
+        with pytest.raises(TypeError, match="listener"):
+            topics.listen("a", 5)  # type: ignore[arg-type]
+        assert not topics._topics
+
+    @pytest.mark.parametrize("history", [0, 10])
+    def test_a_listener_that_publishes(self, history: int) -> None:
+        """All get the messages in their order, and nobody the answer before the question."""
+
+        def answer(message: Any) -> None:
+            first.append(message)
+            if len(first) < 4:
+                topics.publish("a", str(len(first)))
+
+        def envelope(topic: str, message: Any, position: Position | None) -> str:
+            return f"{message} at {position.offset}" if position is not None else message
+
+        topics = Topics(history=history, envelope=envelope)
+        first, second = list[Any](), list[Any]()
+        topics.listen("a", answer)
+        topics.listen("a", second.append)
+        with Room() as room:
+            peer = room.join()
+            topics.subscribe(room.sessions[0], "a")
+            topics.publish("a", "0")
+            expected = ["0", "1", "2", "3"]
+            assert first == second == expected
+            if history:
+                expected = [f"{number} at {number + 1}" for number in range(4)]
+            assert texts(peer, 4) == expected
+
     def test_one_that_fails_keeps_nothing_from_the_others(self, caplog: pytest.LogCaptureFixture) -> None:
         topics, heard = Topics(), list[Any]()
         topics.listen("a", lambda message: 1 / 0)
@@ -779,6 +958,23 @@ class TestListening:
         topics.publish("a", "text")
         assert heard == ["text"]
         assert "what listens to a topic failed" in caplog.text
+
+
+def test_a_child_counts_anew() -> None:
+    topics = Topics()
+    topics.publish("a", "x")
+
+    def look() -> None:
+        assert topics.statistics().published == 0
+        topics.publish("a", "x")
+        assert topics.statistics().published == 1
+
+    child = forked(look)
+    with gevent.Timeout(PATIENCE):
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            gevent.sleep(0.005)
+    assert ended == (child, 0)
+    assert topics.statistics().published == 1
 
 
 def test_dead_sessions_are_not_kept() -> None:

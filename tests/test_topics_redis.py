@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,17 +11,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import gevent
+import gevent.monkey
 import pytest
+from gevent import socket
+from gevent.event import Event
+from gevent.server import StreamServer
 
 pytest.importorskip("redis")
 
-from geventws import Position, Topics
+from geventws import Position, Topics, UsageError
 from geventws.topics import Gap, Presence
+from geventws.topics import topics as topics_module
 from tests import redis_server
 from tests.patched import end_process, patched
 from tests.peer import Peer, wait_until
 from tests.redis_server import RedisServer, any_kind, cuttable, running
-from tests.test_broadcasting import Room
+from tests.test_broadcasting import Room, elsewhere
 
 pytestmark = pytest.mark.skipif(not redis_server.SERVERS, reason=redis_server.NO_SERVER)
 
@@ -54,6 +60,36 @@ def nothing_more(room: Room, peer: Peer, number: int) -> None:
     """Asserts that nothing but this is on its way to a peer."""
     room.sessions[number].send("the end")
     assert peer.frame() == (TEXT, b"the end")
+
+
+@contextmanager
+def lagging(server: RedisServer) -> Iterator[tuple[str, Event]]:
+    """The URL of a way to a server, on which what is published comes only while the event is set."""
+    goes_on = Event()
+    goes_on.set()
+
+    def bring(backend: Any, client: Any) -> None:
+        listens = False
+        while data := backend.recv(65536):
+            listens = listens or b"subscribe" in data
+            if listens:
+                goes_on.wait()
+            client.sendall(data)
+
+    def handle(client: Any, address: Any) -> None:
+        with socket.create_connection(("127.0.0.1", server.port)) as backend:
+            back = gevent.spawn(bring, backend, client)
+            while data := client.recv(65536):
+                backend.sendall(data)
+            back.kill()
+
+    front = StreamServer(("127.0.0.1", 0), handle)
+    front.start()
+    try:
+        yield f"redis://127.0.0.1:{front.server_port}/0", goes_on
+    finally:
+        goes_on.set()
+        front.stop(timeout=1)
 
 
 @patched
@@ -130,6 +166,256 @@ def test_who_comes_back_to_another_process_gets_what_it_missed() -> None:
         assert two.subscribe(room.sessions[2], "room/7", since=last, recent=3)[1:] == (False, 3)
         assert [text.partition(" ")[2] for text in texts(late, 3)] == ["57", "58", "59"]
         nothing_more(room, late, 2)
+
+
+@patched
+def test_who_comes_to_a_process_that_lags_behind() -> None:
+    """It has seen more than this process has: nothing comes twice, nothing is missing, and it is told so."""
+    with (
+        running(any_kind()) as server,
+        lagging(server) as (url, goes_on),
+        shared(server, 1, history=100) as (quick,),
+        Room() as room,
+    ):
+        slow = Topics(url, history=100)
+        try:
+            stays, moves, returns = (room.join() for _ in range(3))
+            start = slow.subscribe(room.sessions[0], "a").position
+            assert start is not None
+            quick.publish("a", "one")
+            assert texts(stays, 1) == ["one"]
+            goes_on.clear()
+            for text in ("two", "three", "four"):
+                quick.publish("a", text)
+            quick.flush(10)
+            assert slow.position("a") == start._replace(offset=1)
+            seen = start._replace(offset=3)
+            assert slow.subscribe(room.sessions[1], "a", since=seen) == (seen, True, 0)
+            # Redis has no such message either.
+            future = slow.subscribe(room.sessions[2], "a", since=start._replace(offset=5))
+            assert future == (start._replace(offset=1), False, 0)
+            goes_on.set()
+            quick.publish("a", "five")
+            assert texts(stays, 4) == texts(returns, 4) == ["two", "three", "four", "five"]
+            assert texts(moves, 2) == ["four", "five"]
+            nothing_more(room, moves, 1)
+            assert slow._topics["a"]._ahead is None
+        finally:
+            slow.close()
+
+
+@patched
+def test_who_comes_to_a_process_that_lags_behind_a_new_history() -> None:
+    """What it has seen is of an epoch that this process has not heard of; it is not sent what came before that."""
+    with (
+        running(any_kind()) as server,
+        lagging(server) as (url, goes_on),
+        shared(server, 1, history=100) as (quick,),
+        Room() as room,
+        server.client() as client,
+    ):
+        slow = Topics(url, history=100)
+        try:
+            stays, moves = (room.join() for _ in range(2))
+            start = slow.subscribe(room.sessions[0], "a").position
+            goes_on.clear()
+            quick.publish("a", "old")
+            quick.flush(10)
+            client.delete("geventws:{a}:log")
+            quick.publish("a", "new")
+            quick.publish("a", "newer")
+            quick.flush(10)
+            latest = quick.position("a")
+            assert latest is not None
+            assert start is not None
+            assert (latest.epoch != start.epoch, latest.offset) == (True, 2)
+            seen = latest._replace(offset=1)
+            assert slow.subscribe(room.sessions[1], "a", since=seen) == (seen, True, 0)
+            goes_on.set()
+            assert texts(stays, 3) == ["old", "new", "newer"]
+            assert texts(moves, 1) == ["newer"]
+            nothing_more(room, moves, 1)
+        finally:
+            slow.close()
+
+
+@patched
+def test_another_thread_publishes() -> None:
+    """While Redis stalls: in its order, and with no more in memory than two limits say."""
+    size = 10_000
+    taken, heard = list[int](), list[Any]()
+    with running(any_kind()) as server, shared(server) as (one, two):
+        two.listen("a", heard.append)
+        one.publish("a", b"%06d" % 0)
+        wait_until(lambda: len(heard) == 1)
+        server.signal(signal.SIGSTOP)
+
+        def publish() -> None:
+            for number in range(1, 1000):
+                one.publish("a", b"%06d" % number + b"x" * size)
+                taken.append(number)
+
+        publishing = gevent.get_hub().threadpool.spawn(publish)
+        wait_until(lambda: one._outside._blocked or publishing.ready())  # type: ignore[union-attr]
+        assert len(taken) * size < 4 * 1024 * 1024
+        server.signal(signal.SIGCONT)
+        publishing.get()
+        one.flush(10)
+        wait_until(lambda: len(heard) == 1000)
+        assert [int(message[:6]) for message in heard] == list(range(1000))
+        assert two.statistics().lost == 0
+
+
+@patched
+def test_the_first_use_is_in_another_thread() -> None:
+    with running(any_kind()) as server, shared(server) as (one, two), Room() as room:
+        peers = [room.join() for _ in range(2)]
+        two.subscribe(room.sessions[1], "a")
+        gevent.get_hub().threadpool.apply(lambda: one.publish("a", "from a thread"))
+        assert texts(peers[1], 1) == ["from a thread"]
+        one.subscribe(room.sessions[0], "a", member="Ada")
+        gevent.get_hub().threadpool.apply(lambda: one.publish("a", "again"))
+        one.publish("a", "from here")
+        assert [sorted(texts(peer, 2)) for peer in peers] == [["again", "from here"]] * 2
+        assert [member.name for member in one.presence("a")] == ["Ada"]
+        one.flush(10)
+
+        def flush() -> None:
+            with pytest.raises(UsageError, match="thread"):
+                one.flush()
+
+        gevent.get_hub().threadpool.apply(flush)
+
+
+@patched
+def test_the_first_use_is_in_another_thread_while_the_first_one_is_busy() -> None:
+    """Nothing is taken of which nobody knows who would send it."""
+    refused = list[BaseException]()
+
+    def publish() -> None:
+        try:
+            one.publish("a", "from a thread")
+        except BaseException as error:
+            refused.append(error)
+
+    before, topics_module.ANSWER_SECONDS = topics_module.ANSWER_SECONDS, 0.05
+    try:
+        with running(any_kind()) as server, shared(server, 1) as (one,):
+            thread = gevent.monkey.get_original("_thread", "start_new_thread")
+            thread(publish, ())
+            while not refused:
+                pass
+            assert isinstance(refused[0], UsageError)
+            assert "flush()" in str(refused[0])
+            one.flush()
+            gevent.get_hub().threadpool.apply(publish)
+            one.flush(10)
+            assert (len(refused), one.statistics().published) == (1, 1)
+    finally:
+        topics_module.ANSWER_SECONDS = before
+
+
+def test_a_script_that_tries_to_listen_can_still_publish() -> None:
+    """This process is not patched: all its threads publish, each by itself."""
+    with running(any_kind()) as server, server.client() as client, shared(server, 1, history=5) as (topics,):
+        with pytest.raises(UsageError, match="patched"):
+            topics.listen("a", print)
+        with elsewhere(lambda: topics.publish("a", "from a thread")) as caught:
+            pass
+        topics.publish("a", "from here")
+        assert caught == []
+        assert client.xlen("geventws:{a}:log") == 2
+
+
+@patched
+def test_who_is_woken_and_killed_leaves_no_channel() -> None:
+    with running(any_kind()) as server, shared(server, 1) as (topics,), Room() as room, server.client() as client:
+        room.join()
+        topics.subscribe(room.sessions[0], "stays")
+        for number in range(20):
+            go = Event()
+
+            def subscribe(go: Event = go, number: int = number) -> None:
+                go.wait()
+                topics.subscribe(room.sessions[0], f"topic {number}")
+
+            greenlet = gevent.spawn(subscribe)
+            gevent.sleep(0)
+            go.set()
+            greenlet.kill(block=False)
+            greenlet.join()
+        topics.subscribe(room.sessions[0], "last")
+        topics.unsubscribe(room.sessions[0], "last")
+        wait_until(lambda: client.pubsub_channels() == [b"geventws:{stays}"])
+        assert list(topics._topics) == ["stays"]
+
+
+@patched
+def test_a_listener_that_publishes() -> None:
+    """All get the messages in their order, here and elsewhere, and nobody the answer before the question."""
+    with running(any_kind()) as server, Room() as room:
+        for history in (0, 10):
+            with shared(server, history=history, namespace=f"n{history}") as (one, two):
+                heard, heard_elsewhere = list[Any](), list[Any]()
+
+                def answer(message: Any, one: Topics = one, heard: list[Any] = heard) -> None:
+                    heard.append(message)
+                    if len(heard) < 4:
+                        one.publish("a", str(len(heard)))
+
+                peers = [room.join() for _ in range(2)]
+                for topics, session in zip((one, two), room.sessions[-2:], strict=True):
+                    topics.subscribe(session, "a")
+                one.listen("a", answer)
+                two.listen("a", heard_elsewhere.append)
+                one.publish("a", "0")
+                expected = ["0", "1", "2", "3"]
+                assert [texts(peer, 4) for peer in peers] == [expected] * 2
+                wait_until(lambda heard=heard_elsewhere: len(heard) == 4)  # type: ignore[misc]
+                assert heard == heard_elsewhere == expected
+
+
+@patched
+def test_an_envelope_that_fails_keeps_nothing_from_other_processes() -> None:
+    def fail(*_: Any) -> str:
+        raise ValueError
+
+    with running(any_kind()) as server, Room() as room:
+        for history in (0, 10):
+            options: dict[str, Any] = {"history": history, "namespace": f"n{history}"}
+            with (
+                shared(server, 1, envelope=fail, **options) as (one,),
+                shared(server, 1, **options) as (two,),
+            ):
+                peers = [room.join() for _ in range(2)]
+                for topics, session in zip((one, two), room.sessions[-2:], strict=True):
+                    topics.subscribe(session, "a")
+                one.publish("a", "x")
+                assert texts(peers[1], 1) == ["x"]
+                one.flush(10)
+                nothing_more(room, peers[0], -2)
+
+
+@patched
+def test_a_closed_one() -> None:
+    with running(any_kind()) as server, shared(server, 1) as (topics,), Room() as room:
+        room.join()
+        topics.subscribe(room.sessions[0], "a", member="Ada")
+        topics.close()
+        for call in (
+            lambda: topics.subscribe(room.sessions[0], "a"),
+            lambda: topics.unsubscribe(room.sessions[0], "a"),
+            lambda: topics.publish("a", "x"),
+            lambda: topics.listen("a", print),
+            lambda: topics.count("a"),
+            lambda: topics.presence("a"),
+            lambda: topics.position("a"),
+            topics.flush,
+        ):
+            with pytest.raises(UsageError, match="closed"):
+                call()
+        assert topics.statistics().published == 0
+        room.sessions[0].terminate()
 
 
 @patched

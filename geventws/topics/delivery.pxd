@@ -20,6 +20,8 @@ cdef class Delivery:
     cdef object _finished
 
     cpdef wait(self)
+    @cython.locals(first=Py_ssize_t)
+    cpdef withdraw(self, Connection connection)
     cpdef end(self)
 
 

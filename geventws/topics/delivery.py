@@ -56,6 +56,14 @@ class Delivery:
                 self._finished = Event()
             self._finished.wait()
 
+    def withdraw(self, connection: Connection) -> None:
+        """Leaves out a connection that the message was not yet offered to."""
+        # A list of its own: others may go along the same one.
+        first = self.position
+        self.connections = self.connections[:first] + [
+            other for other in self.connections[first:] if other is not connection
+        ]
+
     def end(self) -> None:
         """Called when the message was offered to all."""
         self.done = True

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from random import randrange
 from typing import Any
 
 from geventws.arguments import shown
@@ -14,14 +15,15 @@ from geventws.transport import monotonic
 
 __all__ = ["History", "HistorySizes"]
 
+_last_epoch = 0
+
 
 class History:
     """The last ``size`` messages, as (opcode, payload), and the position of the newest."""
 
     def __init__(self, size: int) -> None:
         self._messages: deque[tuple[int, bytes]] = deque(maxlen=size)
-        # Of this process alone; what tells a history from the one that was here before.
-        self.position = Position(time.time_ns() // 1000, 0)
+        self.position = Position(new_epoch(), 0)
         #: When the newest came, on the monotonic clock.
         self.appended = monotonic()
 
@@ -42,6 +44,14 @@ class History:
             (Position(since.epoch, offset), opcode, payload)
             for offset, (opcode, payload) in enumerate(messages, since.offset + 1)
         ]
+
+
+def new_epoch() -> int:
+    """What tells a history from all others, of other topics, from before, and of other processes."""
+    global _last_epoch
+    # The clock may stand still, or go back; and two processes may begin one at a time.
+    _last_epoch = max(time.time_ns() // 1000 * 1000 + randrange(1000), _last_epoch + 1)
+    return _last_epoch
 
 
 class HistorySizes:

@@ -75,11 +75,17 @@ class RedisBroker:
             return ""
         return self._here().worker_id
 
+    @property
+    def has_thread(self) -> bool:
+        """Whether all is to be called in one thread, whose greenlets send and receive."""
+        return is_module_patched("socket")
+
     def subscribe(self, topic: str) -> Position | None:
         """Listens to a topic, and gives where its history stands; None without one.
 
-        Blocks until the server has acknowledged it. While Redis is away it gives None at once, and the topic is
-        subscribed when Redis is back. A greenlet that is killed meanwhile leaves the topic subscribed.
+        Blocks until the server has acknowledged it. Once Redis is known to be away it gives None, and the topic is
+        subscribed when Redis is back. That is known at once of one that refuses connections, and after some seconds of
+        one that does not answer. A greenlet that is killed meanwhile leaves the topic subscribed.
         """
         return self._here().subscribe(topic)
 
@@ -93,14 +99,21 @@ class RedisBroker:
 
         The caller counts it as published, the broker as ``unsent`` or ``unconfirmed`` where it came to that.
 
-        Does not wait for Redis, but for other messages while more than 1 MiB of them wait. One of a topic with history
-        comes back to this process with its position; if it can't be sent although True was returned, or perhaps was
-        not, it comes back without one. Where False is returned, those before it have come back.
+        Does not wait for Redis, but for other messages while more than 1 MiB of them wait, unless `wait_for_room` did
+        so in the same turn of the hub. One of a topic with history comes back to this process with its position; if it
+        can't be sent although True was returned, or perhaps was not, it comes back without one. Where False is
+        returned, those before it have come back.
         """
         running = self._running
         if running is None or self._process != current_process() or self._closed:
             running = self._here()
         return running.publish(topic, opcode, payload)
+
+    def wait_for_room(self, topic: str) -> None:
+        """Blocks while more than 1 MiB of messages wait for the server of ``topic``; not in the hub."""
+        running = self._running
+        if running is not None and self._process == current_process():
+            running.wait_for_room(topic)
 
     def missed(self, topic: str, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
         """The messages behind ``since`` up to ``up_to``; None where not all of them can be had. Blocks.

@@ -20,7 +20,6 @@ from geventws.topics.redis_links import Link
 from geventws.topics.redis_presence import Attendance
 from geventws.topics.redis_process import Broker, Running
 from geventws.topics.redis_subscriptions import Subscription
-from geventws.topics.wire import Topic
 
 __all__ = ["Greenlets"]
 
@@ -156,25 +155,25 @@ class Greenlets(Running):
 
     # What the broker does.
 
+    def wait_for_room(self, name: str) -> None:
+        """See `RedisBroker`."""
+        link = self._only or self.link(self.topics.get(name).slot)
+        if link.commands.is_full and not isinstance(gevent.getcurrent(), Hub):
+            link.commands.wait_for_room()
+
     def publish(self, name: str, opcode: int, payload: bytes) -> bool:
         """See `RedisBroker`."""
-        if get_hub() is not self.hub:
-            # Of another thread: its order is that in which it calls.
-            self.hub.loop.run_callback_threadsafe(self._publish, self.topics.get(name), opcode, payload)
-            return self.available
         topic = self.topics.get(name)
         commands = self.link(topic.slot).commands
         if commands.is_full and not isinstance(gevent.getcurrent(), Hub):
             commands.wait_for_room()
-        return self._publish(topic, opcode, payload)
-
-    def _publish(self, topic: Topic, opcode: int, payload: bytes) -> bool:
         command = self.publication(topic, opcode, payload)
         publication = command.publication
         assert publication is not None
-        subscription = self.subscriptions.get(topic.name) if topic.history else None
+        subscription = self.subscriptions.get(name) if topic.history else None
         if subscription is not None:
             subscription.published(publication.sequence, opcode, payload)
+        # The slot may have moved meanwhile.
         if self.link(topic.slot).commands.submit(command):
             return True
         self.statistics.unsent += 1

@@ -158,6 +158,9 @@ class Synchronous(Running):
         """A cluster's slots are known, or have moved."""
         self.slots = slots
 
+    def wait_for_room(self, name: str) -> None:
+        """Nothing waits."""
+
     def publish(self, name: str, opcode: int, payload: bytes) -> bool:
         """See `RedisBroker`."""
         with self._lock:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from gevent import get_hub, spawn
 from gevent.event import AsyncResult
 from gevent.hub import Hub
-from gevent.monkey import get_original
 
 from geventws.arguments import check_function, check_number, check_wait, missing_extra, shown
 from geventws.errors import ConnectionClosed, UsageError
@@ -23,8 +22,10 @@ from geventws.settings import check_option
 from geventws.topics.broadcasting import shared_message
 from geventws.topics.history import History, HistorySizes
 from geventws.topics.nouns import Gap, Member, Position, Presence, Subscribed
+from geventws.topics.outside import Outside, call_in, main_hub, runs_greenlets, thread_identity
+from geventws.topics.recovery import Recovery, position_of
 from geventws.topics.statistics import Statistics
-from geventws.topics.topic import Listener, Topic, wait_unless_in_hub
+from geventws.topics.topic import Listener, Topic, content_of, wait_unless_in_hub
 from geventws.topics.wire import Names, encode_topic
 from geventws.transport import monotonic
 
@@ -41,11 +42,13 @@ Message = str | bytes | bytearray | memoryview
 Envelope = Callable[[str, str | bytes, Position | None], str | bytes]
 
 OPEN = 1
-TEXT = 1
 SECONDS_BETWEEN_SWEEPS = 10.0
-
-# Of the thread, not of the greenlet.
-thread_identity = get_original("_thread", "get_ident")
+#: Bytes of a member's name: all processes get it.
+LONGEST_MEMBER = 4096
+#: Seconds that the main thread has to answer in where nothing else tells whether it runs the sessions.
+ANSWER_SECONDS = 5.0
+#: Seconds that `Topics.close` may take for what other threads have published.
+CLOSE_SECONDS = 1.0
 
 
 class Topics:
@@ -69,7 +72,8 @@ class Topics:
     :param slow: what happens to a session with more than its ``write_limit`` waiting for its peer: ``"skip"`` leaves
         the message out for it, ``"close"`` closes it with 1013, so that its client can come back and ask for the rest.
     :param envelope: called as ``envelope(topic, message, position)`` for what the sessions are to get in place of the
-        bare message, once for each message in each process. It must not block.
+        bare message, once for each message in each process. It must not block. One that raises is logged, and keeps
+        the message from the sessions of its process alone.
     :param max_message_size: bytes of the largest message; None for no limit.
 
     Raises ``ValueError`` that names the option.
@@ -98,8 +102,8 @@ class Topics:
         self._closes = slow == "close"
         self._envelope = envelope
         self._max_message_size = max_message_size
-        self._statistics = Statistics()
         self._events = _Events(self)
+        self._closed = False
         self._broker: RedisBroker | None = None
         if url is not None:
             try:
@@ -114,16 +118,19 @@ class Topics:
                 max_message_size=max_message_size,
                 history=self._sizes.of,
                 history_seconds=history_seconds,
-                statistics=self._statistics,
             )
         self._start_anew()
 
     def _start_anew(self) -> None:
         """Begins without subscribers, as a forked child does: its parent's are not its own."""
         self._process = os.getpid()
-        #: Of the thread of the sessions, once there is one.
+        self._statistics = Statistics()
+        if self._broker is not None:
+            self._broker.statistics = self._statistics
+        #: The thread of the sessions and what other threads publish, once it is known which it is.
         self._hub: Hub | None = None
         self._thread = 0
+        self._outside: Outside | None = None
         self._topics: dict[str, Topic] = {}
         self._identity = os.urandom(8).hex()
         self._numbers = count(1)
@@ -159,24 +166,29 @@ class Topics:
 
         Blocks until Redis has acknowledged it, so that nothing published afterwards is missed, and while the session's
         peer takes what it missed. Raises ``ConnectionClosed`` for a session that has ended, ``ValueError`` for a topic
-        of no or over 255 bytes, ``TypeError`` for what is no default session, ``UsageError`` for one of another thread.
+        of no or over 255 bytes and a member of over 4 KiB, ``TypeError`` for what is no default session, ``UsageError``
+        for one of another thread.
         """
         self._enter()
         encode_topic(topic)
-        connection = self._connection_of(session)
-        if member is not None and not isinstance(member, str):
-            raise TypeError(f"member must be a str or None, not {type(member).__name__}")
+        if member is not None:
+            _check_member(member)
         if since is not None and not isinstance(since, (Position, str)):
             raise TypeError(f"since must be a Position, its text or None, not {type(since).__name__}")
         check_number("recent", recent, "messages", least=0)
         check_function("on_presence", on_presence, "a Presence")
         check_function("on_gap", on_gap, "a Gap")
+        connection = self._connection_of(session)
         here = self._topic(topic)
         here.arriving += 1
         try:
+            if since is not None or recent:
+                here.withdraw(connection)
             here.remove(connection)
             self._start(here)
-            recovered, missed = self._catch_up(here, session, since, recent)
+            recovery = Recovery(here, self._broker, session, self._wrapped)
+            recovered = recovery.catch_up(since, recent, self._sizes.of(topic))
+            self._enter()
             if connection.state != OPEN:
                 raise ConnectionClosed(connection.ending())
             # Another greenlet may have subscribed it meanwhile.
@@ -185,20 +197,24 @@ class Topics:
             here.ask(connection, on_presence, on_gap)
             if on_presence is not None and self._broker is not None:
                 self._broker.watch_members()
-            position = self._position(here)
+            position = position_of(here, self._broker)
+            if recovery.ahead is not None and position is not None:
+                here.leave_out(connection, position, recovery.ahead)
+                position = recovery.ahead
         finally:
             here.arriving -= 1
             self._drop_if_deserted(here)
         if member is not None:
             self._join(here, connection, member)
-        return Subscribed(position, recovered, missed)
+        return Subscribed(position, recovered, recovery.missed)
 
     def unsubscribe(self, session: DefaultWebSocketSession, topic: str) -> bool:
         """Ends a subscription; tells whether there was one. Never blocks.
 
         A session that ends is unsubscribed by itself. A message that is just going out may still reach the session.
+        Raises ``UsageError`` in another thread than that of the sessions.
         """
-        self._enter()
+        self._enter_thread()
         encode_topic(topic)
         _check_session(session)
         here = self._topics.get(topic)
@@ -207,34 +223,31 @@ class Topics:
     def listen(self, topic: str, listener: Listener) -> Callable[[], None]:
         """Has ``listener(message)`` called for each message on ``topic``, str or bytes, without a session.
 
-        In this process alone, in the order of the messages, and without the envelope. It must not block. Ends with
-        `close`, or when what this gives is called. Blocks until Redis has acknowledged it, and raises as `subscribe`.
+        In this process alone, in the order of the messages, when they are on their way to the sessions here, and
+        without the envelope. It must not block. Ends with `close`, or when what this gives is called. Blocks until
+        Redis has acknowledged it, and raises as `subscribe`, and ``TypeError`` for what can't be called.
         """
-        self._enter()
+        self._enter_thread()
         encode_topic(topic)
         if not callable(listener):
             raise TypeError(f"listener must be a function of a message, not {type(listener).__name__}")
         if self._hub is None:
-            self._hub = get_hub()
-            self._thread = thread_identity()
+            self._belong_here()
         here = self._topic(topic)
+        # An object of its own: the same function may listen twice.
+        own = partial(listener)
         here.arriving += 1
         try:
             self._start(here)
-        except BaseException:
+            self._enter()
+            here.listeners = [*(here.listeners or ()), own]
+        finally:
             here.arriving -= 1
             self._drop_if_deserted(here)
-            raise
-        # An object of its own: the same function may listen twice.
-        own = partial(listener)
-        here.listeners = [*(here.listeners or ()), own]
 
         def stop() -> None:
-            left = [other for other in here.listeners or () if other is not own]
-            if len(left) < len(here.listeners or ()):
-                here.listeners = left or None
-                here.arriving -= 1
-                self._drop_if_deserted(here)
+            here.listeners = [other for other in here.listeners or () if other is not own] or None
+            self._drop_if_deserted(here)
 
         return stop
 
@@ -245,9 +258,8 @@ class Topics:
         if connection.state != OPEN or connection.close_sent:
             raise ConnectionClosed(connection.ending())
         hub = get_hub()
-        if self._hub is None:
-            self._hub = hub
-            self._thread = thread_identity()
+        if self._hub is None and connection.hub is hub:
+            self._belong_here()
         if connection.hub is not hub or self._hub is not hub:
             raise UsageError(
                 "a session must be subscribed in the thread that runs it, and all of one Topics in the same thread"
@@ -278,7 +290,9 @@ class Topics:
 
     def _subscribe_to_broker(self, broker: RedisBroker, here: Topic, started: AsyncResult[None]) -> None:
         try:
-            broker.subscribe(here.name)
+            # Whoever wanted it may have been killed before this had its turn.
+            if self._topics.get(here.name) is here:
+                broker.subscribe(here.name)
         except Exception as error:
             started.set_exception(error)
         else:
@@ -289,63 +303,6 @@ class Topics:
         if size and here.history is None:
             self._sweep()
             here.history = History(size)
-
-    def _position(self, here: Topic) -> Position | None:
-        """The position of the newest message that went to the subscribers, or was there before them; never blocks."""
-        if self._broker is not None:
-            return self._broker.reached(here.name)
-        return None if here.history is None else here.history.position
-
-    def _catch_up(
-        self, here: Topic, session: DefaultWebSocketSession, since: Position | str | None, recent: int
-    ) -> tuple[bool, int]:
-        """Sends what was missed; gives whether that was all, and how many. Nothing more is when it returns."""
-        recovered, count = True, 0
-        reached: Position | None = None
-        if since is not None:
-            try:
-                reached = Position.parse(since) if isinstance(since, str) else since
-            except ValueError:
-                recovered = False
-            else:
-                recovered, count, reached = self._send_since(here, session, reached)
-        if recent and (since is None or not recovered):
-            position = self._position(here)
-            if position is not None:
-                first = max(position.offset - min(recent, self._sizes.of(here.name)), 0)
-                if reached is not None and reached.epoch == position.epoch and reached.offset <= position.offset:
-                    # Some of it may have been sent before the rest was gone.
-                    first = max(first, reached.offset)
-                count += self._send_since(here, session, Position(position.epoch, first))[1]
-        return recovered, count
-
-    def _send_since(
-        self, here: Topic, session: DefaultWebSocketSession, reached: Position
-    ) -> tuple[bool, int, Position]:
-        """Sends what is behind a position, until nothing is; gives whether it could, how many, and up to where."""
-        whole, count = True, 0
-        while True:
-            position = self._position(here)
-            if position is None or reached.epoch != position.epoch or reached.offset > position.offset:
-                return False, count, reached
-            if reached.offset == position.offset:
-                return whole, count, reached
-            messages = self._missed(here, reached, position)
-            if messages is None:
-                return False, count, reached
-            for at, opcode, payload in messages:
-                # What was lost on the way to Redis has an offset without a message.
-                whole = whole and at.offset == reached.offset + 1
-                session.send(self._wrapped(here.name, opcode, payload, at))
-                reached = at
-                count += 1
-            whole = whole and reached == position
-            reached = position
-
-    def _missed(self, here: Topic, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
-        if here.history is not None:
-            return here.history.missed(since, up_to)
-        return None if self._broker is None else self._broker.missed(here.name, since, up_to)
 
     def _drop_if_deserted(self, here: Topic) -> None:
         if here.deserted and self._topics.get(here.name) is here:
@@ -363,8 +320,13 @@ class Topics:
         sessions of this process (not until they have it), and while more than 1 MiB waits for Redis; never for Redis
         itself: `flush` does that. What Redis can't be told is counted in `statistics`.
 
+        Another thread than that of the sessions hands its messages over to that one, which sends them in their order;
+        it blocks, with all its greenlets, while more than 1 MiB waits there. Where no thread is known to have sessions
+        they go to the main thread.
+
         Raises ``ValueError`` for a message over ``max_message_size`` and a topic of no or over 255 bytes, ``TypeError``
-        for what is no message.
+        for what is no message, and ``UsageError`` in a thread without sessions where the main thread does not answer
+        within 5 s and nobody has used these topics before.
         """
         self._enter()
         encode_topic(topic)
@@ -372,15 +334,17 @@ class Topics:
         size = len(shared.payload)
         if self._max_message_size is not None and size > self._max_message_size:
             raise ValueError(f"message must have at most {self._max_message_size} bytes, max_message_size, not {size}")
-        if self._hub is not None and thread_identity() != self._thread:
-            # What is sent must be so in the thread of the sessions.
-            self._hub.loop.run_callback_threadsafe(spawn, self._publish, topic, shared)
-        else:
+        if self._hub is None and self._broker is not None and self._has_thread:
+            self._find_thread()
+        if self._outside is None or thread_identity() == self._thread or not self._has_thread:
             self._publish(topic, shared)
+        else:
+            self._outside.publish(topic, shared)
 
     def _publish(self, topic: str, message: SharedMessage) -> None:
         self._statistics.published += 1
         broker = self._broker
+        delivery = None
         if broker is None:
             here = self._topics.get(topic)
             if here is None:
@@ -389,32 +353,42 @@ class Topics:
                 here = self._topic(topic)
             self._keep_history(here)
             position = None if here.history is None else here.history.append(message.opcode, message.payload)
-            wait_unless_in_hub(self._send(here, message, position))
-        elif not self._sizes.of(topic):
+            delivery = self._send(here, message, position)
+        else:
+            # Before it goes out here: all that follows is done in one go, so that nothing else comes in between.
+            broker.wait_for_room(topic)
             here = self._topics.get(topic)
-            delivery = None if here is None else self._send(here, message, None)
-            broker.publish(topic, message.opcode, message.payload)
-            wait_unless_in_hub(delivery)
-        elif not broker.publish(topic, message.opcode, message.payload):
-            # With Redis away nobody gives it a position; those who are here get it all the same.
-            here = self._topics.get(topic)
-            if here is not None:
-                wait_unless_in_hub(self._send(here, message, None))
+            if not self._sizes.of(topic):
+                if here is not None:
+                    delivery = self._send(here, message, None)
+                broker.publish(topic, message.opcode, message.payload)
+            elif broker.publish(topic, message.opcode, message.payload):
+                # It comes back with its position.
+                return
+            elif here is not None:
+                # With Redis away nobody gives it a position; those who are here get it all the same.
+                delivery = self._send(here, message, None)
+        if here is not None and here.listeners is not None:
+            here.hear(message)
+        wait_unless_in_hub(delivery)
 
     def _send(self, here: Topic, message: SharedMessage, position: Position | None) -> Delivery | None:
-        """Sends a message to the sessions of this process, and to who listens; gives what to wait for."""
-        if here.listeners is not None:
-            here.hear(message)
+        """Sends a message to the sessions of this process; gives what to wait for."""
         if not here.connections:
             return None
-        if self._envelope is not None:
-            message = shared_message(self._wrapped(here.name, message.opcode, message.payload, position))
-        return here.send(message)
+        wrapped = message if self._envelope is None else self._wrapped(here.name, message, position)
+        return None if wrapped is None else here.send(wrapped, position)
 
-    def _wrapped(self, topic: str, opcode: int, payload: bytes, position: Position | None) -> str | bytes:
-        """What sessions get of a message."""
-        message = payload.decode() if opcode == TEXT else payload
-        return message if self._envelope is None else self._envelope(topic, message, position)
+    def _wrapped(self, topic: str, message: SharedMessage, position: Position | None) -> SharedMessage | None:
+        """What sessions get of a message; None where the envelope fails."""
+        if self._envelope is None:
+            return message
+        try:
+            return shared_message(self._envelope(topic, content_of(message), position))
+        except Exception:
+            # Others get the message all the same: those in other processes, and who listens.
+            log.exception("the envelope of topics failed, so that sessions miss a message")
+            return None
 
     def _sweep(self) -> None:
         """Drops histories that nobody added to for ``history_seconds``, once in a while."""
@@ -428,6 +402,7 @@ class Topics:
                 here.history is not None
                 and not here.connections
                 and not here.arriving
+                and not here.listeners
                 and now - here.history.appended > seconds
             ):
                 here.history = None
@@ -436,12 +411,17 @@ class Topics:
     def flush(self, timeout: float | None = None) -> None:
         """Blocks until Redis has confirmed all that was published here before; at once without Redis.
 
-        Raises ``TimeoutError`` after ``timeout`` seconds, and ``ConnectionError`` if Redis is away or has refused it.
+        That is also what other threads have handed over before. Raises ``TimeoutError`` after ``timeout`` seconds,
+        ``ConnectionError`` if Redis is away or has refused it, and ``UsageError`` in another thread than that of the
+        sessions.
         """
         check_wait("timeout", timeout)
-        self._enter()
+        self._enter_thread()
+        ends = None if timeout is None else monotonic() + timeout
+        if self._outside is not None:
+            self._outside.wait(timeout)
         if self._broker is not None:
-            self._broker.flush(timeout)
+            self._broker.flush(None if ends is None else max(ends - monotonic(), 0.0))
 
     # -- Asking
     # -----------------------------------------------------------------------------------------------------------------
@@ -466,7 +446,7 @@ class Topics:
         Blocks for an answer of Redis. While Redis is away it knows those of this process alone. The members of a
         process that died are gone after a few seconds.
         """
-        self._enter()
+        self._enter_thread()
         encode_topic(topic)
         broker = self._broker
         elsewhere = [] if broker is None else broker.members(topic)
@@ -483,27 +463,43 @@ class Topics:
 
         Blocks for an answer of Redis where no session of this process is subscribed to the topic.
         """
-        self._enter()
+        self._enter_thread()
         encode_topic(topic)
         here = self._topics.get(topic)
-        position = None if here is None else self._position(here)
+        position = None if here is None else position_of(here, self._broker)
         if position is None and self._broker is not None:
             position = self._broker.position(topic)
         return position
 
     def statistics(self) -> Statistics:
         """What was counted in this process up to now."""
+        if os.getpid() != self._process:
+            self._start_anew()
         return replace(self._statistics)
 
     def close(self) -> None:
-        """Ends all subscriptions and the connections to Redis; the sessions stay open.
+        """Ends all subscriptions and the connections to Redis, for good; the sessions stay open.
 
-        Blocks, at most a second, until Redis has what was published.
+        All that is called afterwards raises ``UsageError``, but `statistics` and this itself; so does it in another
+        thread than that of the sessions. Blocks, some seconds at most, until what was published is sent.
         """
-        self._enter()
+        if os.getpid() != self._process:
+            self._start_anew()
+        if self._closed:
+            return
+        self._enter_thread()
+        if self._outside is not None:
+            try:
+                self._outside.wait(CLOSE_SECONDS)
+            except TimeoutError:
+                pass
+        self._closed = True
+        if self._outside is not None:
+            dropped = self._outside.close()
+            self._statistics.published += dropped
+            self._statistics.unsent += dropped
         for here in list(self._topics.values()):
             here.history = None
-            here.arriving -= len(here.listeners or ())
             here.listeners = None
             for connection in list(here.connections):
                 here.remove(connection)
@@ -515,8 +511,53 @@ class Topics:
     # -----------------------------------------------------------------------------------------------------------------
 
     def _enter(self) -> None:
+        """Begins anew in a forked child; raises ``UsageError`` where these topics are closed."""
         if os.getpid() != self._process:
             self._start_anew()
+        if self._closed:
+            raise UsageError("these topics are closed")
+
+    def _enter_thread(self) -> None:
+        """The same, and raises ``UsageError`` in any thread but that of the sessions."""
+        self._enter()
+        if not self._has_thread or thread_identity() == self._thread:
+            return
+        if self._hub is None:
+            if self._broker is None:
+                return
+            if runs_greenlets():
+                self._belong_here()
+                return
+        raise UsageError("this is not the thread of the sessions: of these topics it can only publish")
+
+    @property
+    def _has_thread(self) -> bool:
+        """Whether there are greenlets of one thread to do it all; a script that only publishes has none."""
+        return self._broker is None or self._broker.has_thread
+
+    def _belong_here(self) -> None:
+        """Notes that it is this thread that has the sessions, and that speaks to Redis."""
+        hub = get_hub()
+        self._thread = thread_identity()
+        self._outside = Outside(hub, self._publish)
+        self._hub = hub
+
+    def _find_thread(self) -> None:
+        """Finds the thread that speaks to Redis where none has used these topics yet; raises ``UsageError``."""
+        if runs_greenlets():
+            self._belong_here()
+            return
+
+        def belong_there() -> None:
+            if self._hub is None:
+                self._belong_here()
+
+        hub = main_hub()
+        if hub is None or not call_in(hub, belong_there, ANSWER_SECONDS):
+            raise UsageError(
+                "the main thread runs no greenlets, and no thread is known to have sessions, "
+                "so that nobody would send what this one publishes: call flush() once in the thread that has them"
+            )
 
     def _worker(self) -> str:
         return self._identity if self._broker is None else self._broker.worker_id
@@ -562,12 +603,10 @@ class _Events:
         here = self._topics._topics.get(topic)
         if here is None:
             return
-        try:
-            delivery = self._topics._send(here, SharedMessage(opcode, payload), position)
-        except Exception:
-            log.exception("the envelope of topics failed")
-        else:
-            wait_unless_in_hub(delivery)
+        shared = SharedMessage(opcode, payload)
+        delivery = self._topics._send(here, shared, position)
+        here.hear(shared)
+        wait_unless_in_hub(delivery)
 
     def presence(self, topic: str, event: Literal["join", "leave"], member: Member) -> None:
         """Called for a member that came or left, in order with the messages."""
@@ -580,3 +619,17 @@ class _Events:
         here = self._topics._topics.get(topic)
         if here is not None:
             here.tell(Gap(topic, lost))
+
+
+def _check_member(member: Any) -> None:
+    """Raises ``TypeError`` or ``ValueError`` for what nobody can be called."""
+    if not isinstance(member, str):
+        raise TypeError(f"member must be a str or None, not {type(member).__name__}")
+    try:
+        size = len(member.encode())
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"member must be text that UTF-8 can encode, without surrogates, not {shown(member)}"
+        ) from None
+    if size > LONGEST_MEMBER:
+        raise ValueError(f"member must have at most {LONGEST_MEMBER} bytes in UTF-8, not {size}")
