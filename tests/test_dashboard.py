@@ -137,7 +137,7 @@ class _Empty(Response):
         (Forbidden(), 403),
         (_application, 418),
     ],
-    ids=repr,
+    ids=["false", "none", "redirect", "response", "false-response", "exception", "application"],
 )
 def test_what_is_answered_to_who_may_not_look(make: MakeFace, answer: Any, status: int) -> None:
     face = make()
@@ -160,7 +160,11 @@ class _Awaitable:
 
 
 @either
-@pytest.mark.parametrize("answer", [("no", 403), "ada", 1, {"role": "operator"}, _Awaitable()], ids=repr)
+@pytest.mark.parametrize(
+    "answer",
+    [("no", 403), "ada", 1, {"role": "operator"}, _Awaitable()],
+    ids=["tuple", "text", "number", "dict", "awaitable"],
+)
 def test_what_is_no_answer_lets_nobody_in(
     make: MakeFace, answer: Any, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:

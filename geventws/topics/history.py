@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from random import randrange
+from secrets import randbelow
 from typing import Any
 
 from geventws.arguments import shown
@@ -50,7 +50,7 @@ def new_epoch() -> int:
     """What tells a history from all others, of other topics, from before, and of other processes."""
     global _last_epoch
     # The clock may stand still, or go back; and two processes may begin one at a time.
-    _last_epoch = max(time.time_ns() // 1000 * 1000 + randrange(1000), _last_epoch + 1)
+    _last_epoch = max(time.time_ns() // 1000 * 1000 + randbelow(1000), _last_epoch + 1)
     return _last_epoch
 
 
