@@ -60,6 +60,8 @@ def build() -> None:
         copy = BUILT / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
+    # setup.py describes the package by it.
+    shutil.copy(ROOT / "README.md", BUILT)
     (BUILT / "pure").mkdir()
     (BUILT / "pure" / "__init__.py").touch()
     for name in ("buffer", "codec"):
@@ -78,7 +80,7 @@ def build() -> None:
 _BUILD = """
 from setuptools import Distribution
 import os, setuptools, runpy
-def build(ext_modules):
+def build(ext_modules, **others):
     wanted = [module for module in ext_modules if module.name.startswith("geventws.protocol.")]
     for module in wanted:
         module.optional = False
