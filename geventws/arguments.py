@@ -12,6 +12,7 @@ __all__ = [
     "check_number",
     "check_seconds",
     "check_wait",
+    "encode_text",
     "missing_extra",
     "shown",
 ]
@@ -89,6 +90,14 @@ def check_function(name: str, value: Any, takes: str) -> None:
     """Raises ``ValueError`` for what is no function, of what ``takes`` says, nor None."""
     if value is not None and not callable(value):
         raise ValueError(f"{name} must be a function of {takes}, or None, not {shown(value)}")
+
+
+def encode_text(name: str, value: str) -> bytes:
+    """``value`` in UTF-8; raises ``ValueError`` for a surrogate by itself, which UTF-8 can't encode."""
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be text that UTF-8 can encode, without surrogates, not {shown(value)}") from None
 
 
 def missing_extra(error: ModuleNotFoundError, package: str, user: str, extra: str) -> ModuleNotFoundError:

@@ -21,7 +21,7 @@ import trustme
 from gevent.event import Event
 
 import geventws
-from geventws import Frame, PermessageDeflate, UsageError, WebSockets, broadcast
+from geventws import Frame, PermessageDeflate, Topics, UsageError, WebSockets, broadcast
 from geventws.settings import Settings
 from geventws.transport import Transport
 from tests.peer import PATIENCE, Peer, serving, wait_until
@@ -135,6 +135,24 @@ class Ticking:
         turns = self.turns
         wait_until(lambda: self.turns > turns)
         self._greenlet.kill()
+
+
+def refuses_all(topics: Topics, session: Any) -> None:
+    """Asserts that topics are closed, and have published nothing."""
+    for call in (
+        lambda: topics.subscribe(session, "a"),
+        lambda: topics.unsubscribe(session, "a"),
+        lambda: topics.publish("a", "nobody hears"),
+        lambda: topics.listen("a", print),
+        lambda: topics.count("a"),
+        lambda: topics.sessions("a"),
+        lambda: topics.presence("a"),
+        lambda: topics.position("a"),
+        topics.flush,
+    ):
+        with pytest.raises(UsageError, match="closed"):
+            call()
+    assert topics.statistics().published == 0
 
 
 class Room:

@@ -21,7 +21,7 @@ from geventws.topics import Gap, Member, Presence
 from geventws.topics.audience import Audience
 from geventws.topics.history import History, HistorySizes
 from tests.peer import PATIENCE, Peer, serving, wait_until
-from tests.test_broadcasting import NotedTransport, Room, elsewhere, noted
+from tests.test_broadcasting import NotedTransport, Room, elsewhere, noted, refuses_all
 from tests.test_forks import forked
 from tests.wire import close_frame, frame
 
@@ -784,20 +784,7 @@ class TestOptions:
             assert topics.count("a") == 1
             topics.close()
             topics.close()
-            for call in (
-                lambda: topics.subscribe(room.sessions[0], "a"),
-                lambda: topics.unsubscribe(room.sessions[0], "a"),
-                lambda: topics.publish("a", "nobody hears"),
-                lambda: topics.listen("a", print),
-                lambda: topics.count("a"),
-                lambda: topics.sessions("a"),
-                lambda: topics.presence("a"),
-                lambda: topics.position("a"),
-                topics.flush,
-            ):
-                with pytest.raises(UsageError, match="closed"):
-                    call()
-            assert topics.statistics().published == 0
+            refuses_all(topics, room.sessions[0])
             nothing_more(peer, room.sessions[0])
             assert room.sessions[0].connection.subscriptions is None
 

@@ -26,7 +26,7 @@ from tests import redis_server
 from tests.patched import end_process, patched
 from tests.peer import Peer, wait_until
 from tests.redis_server import RedisServer, any_kind, cuttable, running
-from tests.test_broadcasting import Room, elsewhere
+from tests.test_broadcasting import Room, elsewhere, refuses_all
 
 pytestmark = pytest.mark.skipif(not redis_server.SERVERS, reason=redis_server.NO_SERVER)
 
@@ -402,19 +402,7 @@ def test_a_closed_one() -> None:
         room.join()
         topics.subscribe(room.sessions[0], "a", member="Ada")
         topics.close()
-        for call in (
-            lambda: topics.subscribe(room.sessions[0], "a"),
-            lambda: topics.unsubscribe(room.sessions[0], "a"),
-            lambda: topics.publish("a", "x"),
-            lambda: topics.listen("a", print),
-            lambda: topics.count("a"),
-            lambda: topics.presence("a"),
-            lambda: topics.position("a"),
-            topics.flush,
-        ):
-            with pytest.raises(UsageError, match="closed"):
-                call()
-        assert topics.statistics().published == 0
+        refuses_all(topics, room.sessions[0])
         room.sessions[0].terminate()
 
 

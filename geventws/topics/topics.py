@@ -14,7 +14,7 @@ from gevent import get_hub, spawn
 from gevent.event import AsyncResult
 from gevent.hub import Hub
 
-from geventws.arguments import check_function, check_number, check_wait, missing_extra, shown
+from geventws.arguments import check_function, check_number, check_wait, encode_text, missing_extra, shown
 from geventws.errors import ConnectionClosed, UsageError
 from geventws.protocol.shared import SharedMessage
 from geventws.session import DefaultWebSocketSession
@@ -625,11 +625,6 @@ def _check_member(member: Any) -> None:
     """Raises ``TypeError`` or ``ValueError`` for what nobody can be called."""
     if not isinstance(member, str):
         raise TypeError(f"member must be a str or None, not {type(member).__name__}")
-    try:
-        size = len(member.encode())
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"member must be text that UTF-8 can encode, without surrogates, not {shown(member)}"
-        ) from None
+    size = len(encode_text("member", member))
     if size > LONGEST_MEMBER:
         raise ValueError(f"member must have at most {LONGEST_MEMBER} bytes in UTF-8, not {size}")

@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from geventws.arguments import shown
+from geventws.arguments import encode_text, shown
 from geventws.topics.nouns import Member, Position
 
 __all__ = [
@@ -76,10 +76,7 @@ def encode_topic(topic: Any) -> bytes:
     """The name of a topic in UTF-8; raises ``TypeError`` or ``ValueError`` for what can't be one."""
     if not isinstance(topic, str):
         raise TypeError(f"topic must be a str, not {type(topic).__name__}")
-    try:
-        encoded = topic.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"topic must be text that UTF-8 can encode, without surrogates, not {shown(topic)}") from None
+    encoded = encode_text("topic", topic)
     if not 1 <= len(encoded) <= LONGEST_TOPIC:
         raise ValueError(f"topic must have 1 to {LONGEST_TOPIC} bytes in UTF-8, not {len(encoded)}")
     return encoded
@@ -234,7 +231,7 @@ def encode_plain(opcode: int, origin: bytes, sequence: int, payload: bytes) -> b
 
 def encode_gap(origin: bytes, sequence: int) -> bytes:
     """What is published where messages without a position up to this one were not sent."""
-    return b"\x01G%b%b" % (origin, sequence.to_bytes(8, "big"))
+    return b"\x01G" + encode_source(origin, sequence)
 
 
 def encode_source(origin: bytes, sequence: int) -> bytes:
