@@ -13,6 +13,7 @@ from typing import Any
 import flask
 import flask_sockets
 import gevent
+import gevent.local
 import werkzeug.routing
 from flask_sockets import Sockets
 from gevent.event import Event
@@ -421,10 +422,11 @@ if not REAL:
 # -- All of them -------------------------------------------------------------------------------------------------------
 
 
-class CurrentApp:
-    """What a WebSocket tells of its end."""
+class CurrentApp(gevent.local.local):
+    """What the WebSocket of the greenlet that looks tells of its end, not what those of other tests tell meanwhile."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.told: list[str] = []
 
     def on_close(self, message: str) -> None:
