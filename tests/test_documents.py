@@ -779,18 +779,20 @@ def shown(value: object) -> str:
 
 def test_table_of_settings() -> None:
     settings = geventws.Settings()
-    assert rows("docs/settings.md", "Of sessions") == {
+    assert rows("docs/settings.md", "Session settings") == {
         name: shown(getattr(settings, name)) for name in settings.names()
     }
 
 
 def test_table_of_the_worker() -> None:
     names = [name for name in inspect.get_annotations(geventws.Worker) if not name.startswith("_") and name != "wsgi"]
-    assert rows("docs/settings.md", "Of the worker") == {name: shown(getattr(geventws.Worker, name)) for name in names}
+    assert rows("docs/settings.md", "Worker attributes") == {
+        name: shown(getattr(geventws.Worker, name)) for name in names
+    }
 
 
 @pytest.mark.parametrize(
-    ("section", "target"), [("Of WSGIServer", geventws.WSGIServer), ("Of topics", geventws.Topics)]
+    ("section", "target"), [("WSGIServer arguments", geventws.WSGIServer), ("Topics arguments", geventws.Topics)]
 )
 def test_table_of_arguments(section: str, target: Any) -> None:
     parameters = inspect.signature(target).parameters.values()
