@@ -144,7 +144,7 @@ def _table(results: Mapping[str, Any]) -> str:
             f"| {verdict} |"
         )
     if full:
-        lines.append("\n\\* The client is at its limit there, and only the CPU time a message tells the servers apart.")
+        lines.append("\n\\* The client is at its limit there: compare the CPU time per message instead of the rate.")
     return "\n".join(lines)
 
 
@@ -223,7 +223,7 @@ def _ahead(results: Mapping[str, Any]) -> str:
                     lines.append(f"- {work}: {peer} {theirs}, geventws {ours} ({_rounded(ratio, 1)})")
         measured.append(f"{work}: {', '.join(found) or 'none'}")
     # A peer that had no turn at a work may be ahead too: the list must not read as if it were not.
-    scope = f"Only these peers were measured in this run, of others it tells nothing. {'; '.join(measured)}."
+    scope = f"This run measured only these peers, and says nothing about others. {'; '.join(measured)}."
     return "Where a peer is ahead:\n\n" + ("\n".join(lines) or "- nowhere in this run") + f"\n\n{scope}"
 
 

@@ -135,7 +135,7 @@ class TestTargets:
         runs = results(a_run("geventws", 100.0, client_cpu=0.99))
         assert row(runs, "echo", "rate", "picows")[3:] == ["picows", "-", "1.05", "", "not measured"]
         assert "Where a peer is ahead:\n\n- nowhere in this run\n" in targets.markdown(runs)
-        assert "of others it tells nothing. echo: none." in targets.markdown(runs)
+        assert "says nothing about others. echo: none." in targets.markdown(runs)
 
     def test_nothing_was_right(self) -> None:
         runs = results(a_run("geventws", None, outcome="failed"), a_run("picows", None, outcome="failed"))
@@ -187,7 +187,7 @@ class TestTargets:
             "- echo: uwebsockets 1,004/s, geventws 1,000/s (0.996)",
             "- publish: uwebsockets 2.00 us, geventws 3.00 us (0.67)",
             "",
-            "Only these peers were measured in this run, of others it tells nothing. "
+            "This run measured only these peers, and says nothing about others. "
             "echo: picows, uwebsockets; publish: uwebsockets.",
         ]
 
