@@ -42,13 +42,13 @@ class WebSockets(RouteTable):
     """WebSocket routes in a Flask app.
 
     ``WebSockets(app, ping_interval=20)``, or ``WebSockets()`` and ``init_app(app)`` later, on any number of apps.
-    The settings are those of `geventws.Settings`; the app's configuration, as it is by then, can name them too, as
-    ``WEBSOCKETS_PING_INTERVAL``, and an argument here goes before it. Raises ``ValueError`` that names the option for a
-    bad one.
+    The settings are those of `geventws.Settings`. The app's configuration can hold them too, as
+    ``WEBSOCKETS_PING_INTERVAL``: it is read when the extension is installed, and an argument here wins over it. Raises
+    ``ValueError`` that names the option for a bad one.
 
     The handler runs within Flask's own call: `before_request` functions, decorators and ``abort`` answer in HTTP before
-    the 101, ``flask.session`` and ``g`` are at hand, and the request and app contexts live as long as the handler. What
-    is changed in ``flask.session`` before the 101 goes out with it. What a handler raises after the 101 is to Flask an
+    the 101, ``flask.session`` and ``g`` can be used, and the request and app contexts live as long as the handler.
+    Changes to ``flask.session`` before the 101 go out with it. Flask treats what a handler raises after the 101 as an
     unhandled exception: it is logged, sent as the signal ``got_request_exception``, and given to teardown functions.
     """
 
@@ -65,7 +65,7 @@ class WebSockets(RouteTable):
     def init_app(self, app: flask.Flask) -> None:
         """Installs the extension in ``app``, with the routes added so far.
 
-        Raises ``UsageError`` where that was done before.
+        Raises ``UsageError`` if the app has the extension already.
         """
         if not isinstance(app, flask.Flask):
             raise TypeError(

@@ -235,16 +235,16 @@ class RouteTable(ABC):
     ) -> Callable[[AnyHandler], AnyHandler]:
         """Decorates the handler of the WebSockets at ``rule``, in Werkzeug's (Flask's) syntax.
 
-        ``protocol`` is the subprotocol that it speaks, or a list of them in order of preference, None for any client;
-        several routes may share a rule with different ones, and the first that fits is taken. ``raw`` gives the handler
-        frames instead of messages; ``negotiate_extensions`` lets a raw route use the app's extensions. ``endpoint`` is
-        the name for ``url_for``, the function's by default. Further options are settings that this route overrides,
-        and Werkzeug's ``defaults``, ``subdomain``, ``host``, ``strict_slashes`` and so on.
+        ``protocol`` is the subprotocol that the handler speaks, or a list of them in order of preference; None accepts
+        any client. Routes with different protocols may share a rule, and the first that fits is taken. ``raw`` gives
+        the handler frames instead of messages; ``negotiate_extensions`` lets a raw route use the app's extensions.
+        ``endpoint`` is the name for ``url_for``, by default the function's. Other options are settings that this route
+        overrides, and Werkzeug's ``defaults``, ``subdomain``, ``host``, ``strict_slashes`` and so on.
 
-        The handler is called with the session and the rule's values. Before the session is used it may raise an
-        ``HTTPException`` or return a response, which the client gets; what it returns after that doesn't matter.
+        The handler is called with the session and the rule's values. Until it uses the session it may raise an
+        ``HTTPException`` or return a response, which the client gets. What it returns after that is ignored.
 
-        Raises ``ValueError``, ``TypeError`` or ``UsageError`` for what is no route.
+        Raises ``ValueError``, ``TypeError`` or ``UsageError`` for an invalid route.
         """
         if not isinstance(rule, str):
             raise TypeError(f"a route needs its rule, as in @....route('/path'), not {shown(rule)}")
@@ -266,10 +266,10 @@ class RouteTable(ABC):
         return decorate
 
     def before_request(self, function: RequestHook) -> RequestHook:
-        """Decorates a function that runs before each handler, while all is still HTTP; of an app, blueprints included.
+        """Decorates a function that runs before each handler, while the request is still plain HTTP.
 
-        It takes the session or nothing. What it raises or returns, unless None, is the client's answer in place of a
-        WebSocket.
+        An app's functions run for its blueprints' handlers too. The function takes the session or nothing. If it
+        raises, or returns anything but None, that is the client's answer instead of a WebSocket.
         """
         if not callable(function):
             raise TypeError(
@@ -282,27 +282,28 @@ class RouteTable(ABC):
         return function
 
     def on_open(self, function: OpenHook) -> OpenHook:
-        """Decorates a function of a session that is called when one has opened; of an app, blueprints included.
+        """Decorates a function that is called with each session that has opened.
 
-        It runs behind the 101, in the greenlet that was the first to use the session, most often its handler's, which
-        goes on when it returns. What it raises is logged, here and in `on_close` and `on_error`, and breaks nothing.
-        The app's are called before the blueprint's, each in order.
+        It runs after the 101, in the greenlet that first used the session, usually its handler's, which goes on when
+        the function returns. An app's functions are called for its blueprints' sessions too, before the blueprint's
+        own, in the order in which they were added. What a function raises is logged, here and in `on_close` and
+        `on_error`, and changes nothing else.
         """
         return _added("on_open", function, self._observers.opened, 1)
 
     def on_close(self, function: CloseHook) -> CloseHook:
-        """Decorates a function of a session and its close reason, for sessions that have ended; as `on_open`.
+        """Decorates a function that is called with each session that has ended, and its close reason; as `on_open`.
 
-        It is called once for each session that opened, however that ended, in the greenlet of its handler, when that
-        is over and the connection is gone.
+        It is called once for each session that opened, however it ended, in the greenlet of its handler, after the
+        handler has returned and the connection is gone.
         """
         return _added("on_close", function, self._observers.closed, 2)
 
     def on_error(self, function: ErrorHook) -> ErrorHook:
-        """Decorates a function of a session and what its handler raised behind the 101; as `on_open`.
+        """Decorates a function that is called with a session and what its handler raised after the 101; as `on_open`.
 
-        It is called in the handler's greenlet before the session is closed with 1011, and may close it otherwise.
-        ``ConnectionClosed`` and ``ProtocolError`` are no errors of a handler.
+        It is called in the handler's greenlet before the session is closed with 1011, and may close it with another
+        code. ``ConnectionClosed`` and ``ProtocolError`` don't count as errors of a handler.
         """
         return _added("on_error", function, self._observers.failed, 2)
 
@@ -324,8 +325,8 @@ def _added(name: str, function: H, hooks: list[Any], arguments: int) -> H:
 class Blueprint(RouteTable, FlaskBlueprint):  # type: ignore[misc]  # of the methods of both, ours count
     """Routes that are registered together, on a Flask app with ``app.register_blueprint`` or on a ``WebSockets``.
 
-    ``name`` precedes the endpoints, ``import_name`` is the module's ``__name__``, ``url_prefix`` precedes the rules,
-    and ``subdomain`` is where a Flask app that matches subdomains has them.
+    ``name`` precedes the endpoints, and ``url_prefix`` the rules. ``import_name`` is the module's ``__name__``.
+    ``subdomain`` is for Flask apps that match subdomains.
     """
 
     def __init__(
@@ -342,12 +343,12 @@ class Blueprint(RouteTable, FlaskBlueprint):  # type: ignore[misc]  # of the met
         self.url_prefix = url_prefix
         self.subdomain = subdomain
         self._routes: list[Route] = []
-        #: Pages in HTTP beside the routes: their rules, endpoints and WSGI applications.
+        #: HTTP pages beside the routes: their rules, endpoints and WSGI applications.
         self.pages: list[tuple[str, str, WSGIApplication]] = []
         self._registered = False
 
     def registered(self, app: Any) -> None:
-        """Called when an app has registered it; ``app.observe`` has more called for that app's sessions."""
+        """Called when an app has registered the blueprint; ``app.observe`` adds observers of that app's sessions."""
 
     def _add(self, route: Route) -> None:
         if self._registered:
@@ -477,10 +478,10 @@ def _choose(choices: Sequence[Choice], offered: Sequence[str]) -> tuple[Choice, 
 
 
 class WebSockets(RouteTable):
-    """A WSGI app of WebSocket routes; what is no WebSocket request on one of them goes to ``app``.
+    """A WSGI app with WebSocket routes; all other requests go to ``app``.
 
-    ``app`` is the WSGI app behind this one, None for none: then unknown paths get 404, and a route without a WebSocket
-    client 426. The settings are those of `Settings`. Raises ``ValueError`` that names the option for a bad one.
+    ``app`` is the WSGI app behind this one. With None, unknown paths get a 404, and plain HTTP requests for a route a
+    426. The settings are those of `Settings`. Raises ``ValueError`` that names the option for a bad one.
     """
 
     def __init__(self, app: WSGIApplication | None = None, **settings: Unpack[SettingsDict]) -> None:
@@ -515,9 +516,9 @@ class WebSockets(RouteTable):
         self._endpoints.add(endpoint)
 
     def register_blueprint(self, blueprint: Blueprint, url_prefix: str | None = None, name: str | None = None) -> None:
-        """Adds a blueprint's routes, behind ``url_prefix`` and under ``name`` in place of the blueprint's own.
+        """Adds a blueprint's routes; ``url_prefix`` and ``name`` replace the blueprint's own.
 
-        Raises ``UsageError`` where that name is registered already.
+        Raises ``UsageError`` if that name is registered already.
         """
         if not isinstance(blueprint, Blueprint):
             raise TypeError(f"blueprint must be a geventws.Blueprint, not {type(blueprint).__name__}")
@@ -539,7 +540,7 @@ class WebSockets(RouteTable):
         blueprint.registered(self)
 
     def url_for(self, endpoint: str, /, **values: Any) -> str:
-        """The path of a route: ``url_for("chat.echo", name="ada")``; values that the rule lacks become its query.
+        """The path of a route: ``url_for("chat.echo", name="ada")``. Values that aren't in the rule go into the query.
 
         Raises Werkzeug's ``BuildError``.
         """
@@ -622,12 +623,12 @@ class WebSockets(RouteTable):
 
 
 class WebSocketUpgrade:
-    """A WSGI application that answers a WebSocket request by a raw session: call it, or return it from a view.
+    """A WSGI application that answers a WebSocket request with a raw session: call it, or return it from a view.
 
-    ``handle`` is called with the session. ``protocol`` is the subprotocol that it speaks, or a list of them, None for
-    any client. ``install_extensions`` negotiates the extensions of the app. The settings are those of the app, a
-    ``WebSockets`` or a Flask app with the extension, that the request came through; ``settings`` override them. In
-    Flask the view's rule needs ``websocket=True``.
+    ``handle`` is called with the session. ``protocol`` is the subprotocol that it speaks, or a list of them; None
+    accepts any client. ``install_extensions`` negotiates the app's extensions. The settings are those of the app that
+    the request came through, a ``WebSockets`` or a Flask app with the extension; ``settings`` override them. In Flask
+    the view's rule needs ``websocket=True``.
     """
 
     def __init__(

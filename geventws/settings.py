@@ -36,10 +36,11 @@ _is_token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 
 
 class SettingsDict(TypedDict, total=False):
-    """The options of `Settings` as keywords, for type checkers, and for functions that hand them on.
+    """The options of `Settings` as keywords, for type checkers and for functions that pass them on.
 
-    Such a function takes ``**settings: Unpack[geventws.SettingsDict]``, with ``Unpack`` of ``typing_extensions``, of
-    ``typing`` from Python 3.11 on. Each means what it does in `Settings`; lists are taken where that keeps tuples.
+    Such a function takes ``**settings: Unpack[geventws.SettingsDict]``; ``Unpack`` is in ``typing_extensions``, and
+    from Python 3.11 on in ``typing``. Each option means the same as in `Settings`; lists are accepted where that has
+    tuples.
     """
 
     ping_interval: float | None
@@ -67,25 +68,25 @@ class Settings:
     ping_interval: float | None = 20.0
     #: Seconds that a missing pong, the closing handshake and the last writes may take.
     timeout: float = 15.0
-    #: Bytes of the largest message of a default session, of the largest frame of a raw one; inflated bytes count.
-    #: A larger one is closed with 1009, told from its header. None: no limit.
+    #: Bytes of the largest message of a default session, or frame of a raw one, counted after decompression. A larger
+    #: one closes the session with 1009, by its header. None: no limit.
     max_frame_size: int | None = 1024 * 1024
-    #: Fragments of one message, empty ones counted; more are closed with 1008. None: no limit.
+    #: Fragments of one message, empty ones included; more close the session with 1008. None: no limit.
     max_fragments: int | None = 1024
-    #: Whether outgoing frames are masked. RFC 6455 5.1 forbids it to a server; browsers then fail the connection.
+    #: Whether to mask outgoing frames. RFC 6455 5.1 forbids it to a server; browsers then fail the connection.
     masking: bool = False
     #: The extensions to negotiate, in order of preference.
     extensions: tuple[Extension, ...] = ()
-    #: What ``send_serialized`` and ``receive_deserialized`` convert with. None: they raise ``UsageError``.
+    #: The converter of ``send_serialized`` and ``receive_deserialized``. None: they raise ``UsageError``.
     content_converter: ContentConverter | None = None
     #: Which browsers' pages may connect: "same" compares the Origin's host and port with the Host header,
-    #: a list names the origins allowed ("https://example.com"), None lets all in. No Origin header always passes.
+    #: a list names the origins allowed ("https://example.com"), None allows all. A request without an Origin passes.
     origins: Literal["same"] | tuple[str, ...] | None = "same"
-    #: Seconds from a message's first byte to its last; a slower one is closed with 1008. None: no limit.
+    #: Seconds from a message's first byte to its last; a slower one closes the session with 1008. None: no limit.
     message_timeout: float | None = 60.0
-    #: Bytes of messages that wait for the handler before reading pauses, so that TCP holds the peer. None: no limit.
+    #: Bytes that may wait for the handler before reading pauses and TCP slows the peer down. None: no limit.
     read_limit: int | None = 256 * 1024
-    #: Bytes that wait for the peer before ``send`` blocks. None: ``send`` never blocks.
+    #: Bytes that may wait for the peer before ``send`` blocks. None: ``send`` never blocks.
     write_limit: int | None = 64 * 1024
 
     def __post_init__(self) -> None:
@@ -102,9 +103,9 @@ class Settings:
         return [field.name for field in fields(cls)]
 
     def override(self, **options: Unpack[SettingsDict]) -> Settings:
-        """These settings with ``options`` in place of some.
+        """These settings, with ``options`` replaced.
 
-        Raises ``ValueError`` that names the option for a bad value, ``TypeError`` for a name that is no option.
+        Raises ``ValueError`` that names the option for a bad value, ``TypeError`` for an unknown name.
         """
         if not options:
             return self
