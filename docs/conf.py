@@ -40,6 +40,7 @@ default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
+# It wins over the `members` that a directive names, unless that has `no-members` as well.
 autodoc_default_options = {"members": True}
 # Of a signature's annotations the last part is enough.
 python_use_unqualified_type_names = True

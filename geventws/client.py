@@ -120,32 +120,35 @@ def connect(
     retries: int | None = None,
     **settings: Any,
 ) -> Any:
-    """Opens a WebSocket to ``url`` (RFC 6455 4.1) and gives its session; blocks, but no other greenlets.
+    """Opens a WebSocket to ``url`` (RFC 6455 4.1) and returns its session; blocks only its own greenlet.
 
-    The session has the API of a handler's, is open already, and closes at the end of a ``with`` block. It belongs to
-    the thread that opens it.
+    The session has the same API as a handler's, is already open, and closes at the end of a ``with`` block. It belongs
+    to the thread that opens it.
 
     :param url: ``ws://host:port/path`` or ``wss://...``; a user and password in it go out as Authorization.
     :param protocols: the subprotocols to offer, in order of preference; ``session.protocol`` is the one agreed on.
     :param headers: a dict or list of pairs to add to the request; Host may be replaced.
     :param raw: whether the session gives frames instead of messages.
-    :param origin: the header Origin, which is for browsers; None leaves it out.
+    :param origin: the Origin header, which browsers send; None leaves it out.
     :param extensions: to offer, in order of preference, as ``[geventws.PermessageDeflate()]``.
-    :param open_timeout: seconds for all of it: name, connection, proxy, TLS and handshake. None: no limit.
-    :param ssl_context: for wss, in place of one that verifies by the system's authorities; of ``ssl`` or gevent's.
-    :param proxy: the URL of an HTTP proxy that is asked to CONNECT; by default the one that the environment names in
-        HTTPS_PROXY, HTTP_PROXY or ALL_PROXY for hosts that are not in NO_PROXY. None: no proxy.
-    :param unix_socket: the path of a Unix socket to connect to in place of the URL's host and port.
-    :param max_head_size: bytes of the response's head.
-    :param reconnect: whether to give `Connections`, to iterate over, in place of one session.
-    :param min_delay: with ``reconnect`` the seconds that the first wait may take; each further one may take twice as
-        long, up to ``max_delay``.
-    :param retries: with ``reconnect`` how many failures in a row are tried again; None for any number.
+    :param open_timeout: seconds to open, all steps together: name, connection, proxy, TLS and handshake. None: no
+        limit.
+    :param ssl_context: for ``wss://``, an ``ssl`` or gevent context; by default one that verifies with the system's
+        certificate authorities.
+    :param proxy: the URL of an HTTP proxy, to which a CONNECT is sent; by default the one in the environment's
+        HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, but not for hosts in NO_PROXY. None: no proxy.
+    :param unix_socket: the path of a Unix socket to connect to instead of the URL's host and port.
+    :param max_head_size: the most bytes of the response's head.
+    :param reconnect: whether to return `Connections`, to iterate over, instead of one session.
+    :param min_delay: with ``reconnect``, the most seconds of the first wait; each further one may take twice as long,
+        up to ``max_delay``.
+    :param retries: with ``reconnect``, how many failures in a row to accept; None for any number.
     :param settings: those of `geventws.Settings`: ``ping_interval``, ``timeout``, ``max_frame_size`` and so on.
 
-    Redirects are not followed, so that no credentials go where they were not meant to. Raises ``HandshakeRefused`` with
-    the response where that is no 101, ``HandshakeFailed`` for an answer that RFC 6455 doesn't allow, ``ProxyRefused``,
-    ``TimeoutError``, ``OSError`` (``ssl.SSLError`` among them), and ``ValueError`` or ``TypeError`` for bad arguments.
+    Redirects are not followed, so that credentials don't go where they weren't meant to. Raises ``HandshakeRefused``
+    with the response if that isn't a 101, ``HandshakeFailed`` for an answer that RFC 6455 doesn't allow,
+    ``ProxyRefused``, ``TimeoutError``, ``OSError`` (including ``ssl.SSLError``), and ``ValueError`` or ``TypeError``
+    for bad arguments.
     """
     connector = _Connector(
         url,

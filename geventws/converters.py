@@ -20,19 +20,19 @@ _DECODERS = 256
 class ContentConverter(Protocol):
     """Turns objects into messages and back.
 
-    One serves all sessions of an app, from any greenlet: it must not block, nor keep anything of a session. What
-    `serialize` raises is the caller's to handle; what `deserialize` raises for a message is a ``ProtocolError``, whose
-    text the peer gets as the reason: it should say what is wrong, and repeat nothing that is not the peer's to know.
+    One converter serves all sessions of an app, from any greenlet: it must not block, nor keep anything of a session.
+    The caller handles what `serialize` raises. For a bad message `deserialize` raises a ``ProtocolError``, whose text
+    the peer gets as the reason: it should say what is wrong, and contain nothing that the peer may not know.
     """
 
     def serialize(self, value: Any) -> str | bytes:
-        """Gives the message for ``value``: a str goes out as text, bytes as binary."""
+        """Returns the message for ``value``: a str goes out as text, bytes as binary."""
         ...
 
     def deserialize(self, message: str | bytes, type: Any = None) -> Any:
-        """Gives the object that ``message`` stands for; ``type`` is the expected one, where the converter can use it.
+        """Returns the object in ``message``; ``type`` is the expected type, if the converter can use it.
 
-        Raises ``ProtocolError`` with 1007 for a message that is none.
+        Raises ``ProtocolError`` with 1007 for a message that it can't read.
         """
         ...
 
@@ -42,9 +42,9 @@ class _WrongTypeError(ProtocolError, TypeError):
 
 
 class JSONConverter:
-    """JSON by the standard library, in text messages; with ``binary`` in binary ones. Either is read.
+    """JSON with the standard library, sent as text, or as binary with ``binary``. It reads either.
 
-    ``type`` is a class that the object is checked to be of; `MsgspecConverter` knows more of types.
+    ``type`` is a class, and the object must be an instance of it; `MsgspecConverter` checks more.
     """
 
     def __init__(self, *, binary: bool = False) -> None:
@@ -52,7 +52,7 @@ class JSONConverter:
         self._binary = binary
 
     def serialize(self, value: Any) -> str | bytes:
-        """``value`` as JSON; raises ``TypeError`` or ``ValueError`` for what JSON has no form for."""
+        """``value`` as JSON; raises ``TypeError`` or ``ValueError`` for a value that JSON can't hold."""
         text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         if not self._binary and text.isascii():
             return text
@@ -66,9 +66,9 @@ class JSONConverter:
         return data if self._binary else text
 
     def deserialize(self, message: str | bytes, type: Any = None) -> Any:
-        """The object in ``message``; raises ``ProtocolError`` (1007) where it is no JSON.
+        """The object in ``message``; raises ``ProtocolError`` (1007) if it isn't JSON, or not of ``type``.
 
-        Where it is no ``type``, what is raised is a ``TypeError`` too.
+        In the second case the error is a ``TypeError`` too.
         """
         try:
             value = json.loads(message, parse_constant=_refuse)
@@ -86,17 +86,17 @@ def _refuse(constant: str) -> Any:
 
 
 class MsgspecConverter:
-    """Typed JSON or MessagePack by msgspec (the extra ``msgspec``).
+    """Typed JSON or MessagePack with msgspec (the extra ``msgspec``).
 
-    What ``receive_deserialized`` gives is of the type that it was asked for: a ``msgspec.Struct``, a dataclass, a
+    ``receive_deserialized`` returns an object of the type that you ask for: a ``msgspec.Struct``, a dataclass, a
     ``TypedDict``, ``list[int]``, a union and so on, checked field by field.
 
     :param format: ``"json"`` or ``"msgpack"``.
     :param binary: whether messages go out as binary; by default JSON as text. MessagePack is always binary. JSON is
         read from either.
-    :param strict: whether a str that looks like a number is no number, as msgspec has it.
-    :param enc_hook: called by msgspec with an object that it does not know, for one that it does.
-    :param dec_hook: called by msgspec with a type that it does not know, and an object to make one of it.
+    :param strict: msgspec's own option: with False, a str that looks like a number is accepted as one.
+    :param enc_hook: msgspec calls it with an object that it doesn't know, to get one that it does.
+    :param dec_hook: msgspec calls it with a type that it doesn't know, and an object to make into one.
 
     Raises ``ImportError`` without msgspec, ``ValueError`` that names the option.
     """
@@ -133,16 +133,16 @@ class MsgspecConverter:
         self._decoders: dict[Any, Any] = {}
 
     def serialize(self, value: Any) -> str | bytes:
-        """``value`` as a message; raises ``TypeError`` for what msgspec does not know."""
+        """``value`` as a message; raises ``TypeError`` for a type that msgspec doesn't know."""
         data = self._encode(value)
         return data if self._binary else data.decode()
 
     def deserialize(self, message: str | bytes, type: Any = None) -> Any:
-        """The object in ``message``, of ``type``; raises ``ProtocolError`` (1007) where it is none.
+        """The object in ``message``, of ``type``; raises ``ProtocolError`` (1007) for any other message.
 
-        Its text, which is the peer's reason, names the field and what was expected there, but never a value; all that
-        msgspec said is its cause. Where only the type is wrong it is a ``TypeError`` too. Raises a plain ``TypeError``
-        for a ``type`` that msgspec does not know.
+        The error's text, which the peer gets as the reason, names the field and what was expected there, but never a
+        value; msgspec's own error is its cause. If only the type is wrong, it is a ``TypeError`` too. Raises a plain
+        ``TypeError`` for a ``type`` that msgspec doesn't know.
         """
         if self._format == "msgpack" and isinstance(message, str):
             raise ProtocolError(CloseCode.INVALID_PAYLOAD, "a message is text, not MessagePack")

@@ -31,17 +31,17 @@ _LOOKED_AT = 2000
 
 
 class WebSocketError(Exception):
-    """The base of the errors that geventws raises on its own account."""
+    """The base of all errors that geventws defines."""
 
 
 class UsageError(WebSocketError, RuntimeError):
-    """The caller broke a rule of this API: a second concurrent ``receive``, a route without the plugin."""
+    """The caller broke a rule of this API: a second concurrent ``receive``, a blueprint without the extension."""
 
 
 class ConnectionClosed(WebSocketError):
-    """The WebSocket is over; ``reason`` tells how it ended.
+    """The WebSocket is over; ``reason`` says how it ended.
 
-    Raised by ``send`` and ``receive``. One that leaves a handler is a normal end of the session.
+    Raised by ``send`` and ``receive``. If it leaves a handler, that is a normal end of the session.
     """
 
     def __init__(self, reason: CloseReason) -> None:
@@ -65,7 +65,7 @@ class ProtocolError(WebSocketError):
 
 
 class HandshakeError(WebSocketError):
-    """An opening handshake that is refused with ``status``, a plain sentence and extra ``headers``."""
+    """A refused opening handshake, with a ``status``, a sentence and extra ``headers``."""
 
     def __init__(self, status: int, message: str, headers: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(status, message)
@@ -78,17 +78,17 @@ class HandshakeError(WebSocketError):
 
 
 class HandshakeFailed(WebSocketError):
-    """A client's handshake got an answer that opens no WebSocket (RFC 6455 4.1); the text says what is wrong with it.
+    """A client's handshake got an answer that doesn't open a WebSocket (RFC 6455 4.1); the text says what is wrong.
 
-    It is no ``HandshakeError``, which a handler may let pass as its own answer: another server's is not its client's.
+    It isn't a ``HandshakeError``: that would be a handler's answer to its own client, and this is another server's.
     """
 
 
 class HandshakeRefused(HandshakeFailed):
-    """A client's handshake was answered by a response with another status than 101.
+    """A client's handshake was answered with another status than 101.
 
-    ``status`` is its number and ``reason`` the words behind it, ``headers`` its fields in order, looked up in any case
-    (``headers.get("location")``), and ``body`` its first bytes, 64 KiB at most.
+    ``status`` is the number and ``reason`` the words after it, ``headers`` are the fields in order, looked up in any
+    case (``headers.get("location")``), and ``body`` has the first bytes, at most 64 KiB.
     """
 
     def __init__(self, status: int, reason: str, headers: Any, body: bytes) -> None:
@@ -109,7 +109,7 @@ class HandshakeRefused(HandshakeFailed):
 
     @property
     def json(self) -> Any:
-        """The object that the body stands for as JSON; raises ``ValueError`` where it is none."""
+        """The body, parsed as JSON; raises ``ValueError`` if it isn't JSON."""
         return json.loads(self.body)
 
     def __str__(self) -> str:
@@ -126,7 +126,7 @@ class HandshakeRefused(HandshakeFailed):
 
 
 class ProxyRefused(HandshakeRefused):
-    """A proxy answered CONNECT with another status than 2xx; it never came to a handshake."""
+    """A proxy answered CONNECT with another status than 2xx, so there was no handshake."""
 
     def __str__(self) -> str:
         return f"the proxy refused to connect: {super().__str__()}"

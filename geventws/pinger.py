@@ -19,10 +19,10 @@ __all__ = ["Pinger", "pinger"]
 
 
 class Pinger:
-    """Pings a connection every ``period`` seconds; closes it with 1011 when an answer takes over ``timeout`` seconds.
+    """Pings a connection every ``period`` seconds; closes it with 1011 if an answer takes over ``timeout`` seconds.
 
-    ``any_input`` lets whatever moves count as an answer, so that a slow transfer in either direction is no missing
-    pong.
+    With ``any_input`` any progress counts as an answer, so that a slow transfer in either direction isn't taken for a
+    missing pong.
     """
 
     __slots__ = (
@@ -44,7 +44,7 @@ class Pinger:
         self._entry: Entry | None = connection.schedule.after(period, self._due)
 
     def pong(self, frame: Frame) -> None:
-        """Takes a pong that the peer sent; one that answers no ping of this pinger is passed over."""
+        """Takes a pong from the peer; one that doesn't answer a ping of this pinger is ignored."""
         if frame.payload == self._payload:
             self._payload = None
             self.latency = monotonic() - self._sent_at
@@ -55,7 +55,7 @@ class Pinger:
         return self._payload is not None
 
     def stop(self) -> None:
-        """Pings no more."""
+        """Stops pinging."""
         self._connection.schedule.cancel(self._entry)
         self._entry = None
 
@@ -106,12 +106,12 @@ class Pinger:
 
 
 def pinger(session: WebSocketSession, period: float, timeout: float) -> Pinger:
-    """Keeps a raw session alive: pings it every ``period`` seconds, and closes it when a pong takes over ``timeout``
+    """Keeps a raw session alive: pings it every ``period`` seconds, and closes it if a pong takes over ``timeout``
     seconds.
 
-    Give it the pongs: ``if frame.opcode == Opcode.PONG: keepalive.pong(frame)``. It ends with the session, or with
-    ``stop()``. It never blocks. Raises ``ValueError`` for a period or timeout that is not above 0, ``TypeError`` for
-    what is no raw session.
+    Pass it the pongs: ``if frame.opcode == Opcode.PONG: keepalive.pong(frame)``. It ends with the session, or with
+    ``stop()``. It never blocks. Raises ``ValueError`` for a period or timeout that isn't above 0, ``TypeError`` for
+    anything but a raw session.
     """
     check_seconds("period", period)
     check_seconds("timeout", timeout)

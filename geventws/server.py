@@ -461,11 +461,11 @@ class WSGIServer(Acceptor, pywsgi.WSGIServer):
 
     Takes all arguments of ``gevent.pywsgi.WSGIServer``: the listener as an address or a listening socket, ``backlog``,
     ``spawn``, ``log``, ``error_log``, ``environ``, and for TLS ``keyfile`` and ``certfile`` or ``ssl_context``.
-    ``handshake_timeout`` is the seconds from the accept to the end of the first request's head, the TLS handshake
-    included, and from each response to the end of the next head; None lifts it. Beyond ``max_websockets`` sessions
-    at a time, further handshakes get a 503; None lifts that.
+    ``handshake_timeout`` limits the seconds from the accept to the end of the first request's head, the TLS handshake
+    included, and from each response to the end of the next head. ``max_websockets`` limits the sessions at a time:
+    further handshakes get a 503. None lifts either limit.
 
-    The process need not be monkey-patched. The server may run in a thread of its own, which makes and starts it.
+    The process needn't be monkey-patched. The server can run in its own thread, which must create and start it.
     """
 
     handler_class: Any = WSGIHandler

@@ -86,10 +86,10 @@ class Messages:
 
 
 class WebSocketSession:
-    """A raw session: every frame goes through the handler, and nothing is answered by itself.
+    """A raw session: the handler gets every frame, and nothing is answered automatically.
 
-    Nothing illegal goes out either. Any greenlet may send or close; one at a time may receive. The session opens at
-    its first use.
+    Illegal frames are refused. Any greenlet may send or close; one at a time may receive. The session opens at its
+    first use.
     """
 
     def __init__(self, settings: Settings, call: Call, client: bool = False) -> None:
@@ -112,11 +112,11 @@ class WebSocketSession:
         self.call.ended(self)
 
     def accept(self, protocol: str | None = None, headers: Sequence[tuple[str, str]] = ()) -> None:
-        """Answers the handshake with 101 (RFC 6455 4.2.2), as the first use of the session does by itself.
+        """Answers the handshake with 101 (RFC 6455 4.2.2), as the first use of the session does automatically.
 
-        ``protocol`` is one that the client offered, by default the one of the route; ``headers`` are added to the
-        response. Raises ``ValueError`` for a protocol that was not offered or a header that may not be sent,
-        ``UsageError`` when the session is open already.
+        ``protocol`` is one that the client offered, by default the route's; ``headers`` are added to the response.
+        Raises ``ValueError`` for a protocol that wasn't offered or a header that may not be sent, ``UsageError`` if the
+        session is already open.
         """
         if self.connection.state != CONNECTING:
             raise UsageError("the session is accepted already: call accept() before its first use, and once")
@@ -136,7 +136,7 @@ class WebSocketSession:
     def receive(self, timeout: float | None = None) -> Frame: ...
 
     def receive(self, timeout: float | None = None) -> Any:
-        """The next message, str for text and bytes for binary; of a raw session the next frame, of any kind.
+        """The next message, str for text and bytes for binary; in a raw session the next frame, of any kind.
 
         Blocks until it comes, or for ``timeout`` seconds. Raises ``TimeoutError`` (nothing is lost),
         ``ConnectionClosed`` after the end, ``UsageError`` while another greenlet receives.
@@ -171,16 +171,16 @@ class WebSocketSession:
             connection.send_fragment(frame.opcode, _view(frame.payload), frame.fin)
 
     def flush(self) -> None:
-        """Blocks until all that was sent is with the operating system; raises ``ConnectionClosed``."""
+        """Blocks until the operating system has taken everything that was sent; raises ``ConnectionClosed``."""
         self.accept_if_needed()
         _check_thread(self.connection)
         self.connection.wait_flushed()
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Closes with a Close frame, and blocks until the peer has answered it, at most ``timeout`` seconds.
+        """Sends a Close frame, and blocks until the peer has answered it, at most ``timeout`` seconds.
 
-        Longer only while the peer still takes what was sent before (RFC 6455 7.1.2). Does nothing on a session that is
-        closed. Raises ``ValueError`` or ``TypeError`` for a code or a reason that may not be sent.
+        It takes longer only while the peer still takes what was sent before (RFC 6455 7.1.2). Does nothing on a closed
+        session. Raises ``ValueError`` or ``TypeError`` for a code or a reason that may not be sent.
         """
         close_reason = CloseReason(code, reason)
         close_reason.to_payload()
@@ -191,7 +191,7 @@ class WebSocketSession:
         connection.wait_closed(None)
 
     def start_close(self, code: int = 1000, reason: str = "") -> None:
-        """Closes as `close`, but never blocks.
+        """Closes like `close`, but never blocks.
 
         The session ends when the peer has answered, at most ``timeout`` seconds later.
         """
@@ -206,7 +206,7 @@ class WebSocketSession:
         self.connection.terminate()
 
     def wait_closed(self, timeout: float | None = None) -> bool:
-        """Blocks until the connection is gone, or for ``timeout`` seconds; tells whether it is gone.
+        """Blocks until the connection is gone, or for ``timeout`` seconds; returns whether it is gone.
 
         Any greenlet may wait.
         """
@@ -226,14 +226,14 @@ class WebSocketSession:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be sent any more."""
+        """Whether sending is over."""
         return self.connection.state > OPEN or self.connection.close_sent
 
     @property
     def close_reason(self) -> CloseReason | None:
         """Why the session ends or ended; None while it is open.
 
-        Who closed first decides; 1006 is a connection that was lost.
+        It is the reason of whoever closed first; 1006 means that the connection was lost.
         """
         connection = self.connection
         if connection.close_reason is None and not connection.input_over:
@@ -256,7 +256,7 @@ class WebSocketSession:
         return self.call.remote_address
 
     def stats(self) -> SessionStats:
-        """Figures of this session, as they are now: age, bytes, messages, what waits, round trip. Never blocks."""
+        """The session's counters at this moment: age, bytes, messages, what waits, round trip. Never blocks."""
         connection = self.connection
         reader, transport = connection.reader, connection.transport
         if transport is None:
@@ -297,7 +297,7 @@ class WebSocketSession:
 
     @property
     def max_frame_size(self) -> int | None:
-        """Bytes of the largest message (raw: frame) that is taken; None for no limit."""
+        """Bytes of the largest message (raw: frame) that is accepted; None for no limit."""
         return self.connection.max_frame_size
 
     @max_frame_size.setter
@@ -307,7 +307,7 @@ class WebSocketSession:
 
     @property
     def masking(self) -> bool:
-        """Whether outgoing frames are masked, which RFC 6455 5.1 forbids to a server and orders a client."""
+        """Whether outgoing frames are masked; RFC 6455 5.1 forbids it to servers and requires it of clients."""
         return self.connection.output.masking
 
     @masking.setter
@@ -320,7 +320,7 @@ class WebSocketSession:
 
 
 class DefaultWebSocketSession(WebSocketSession):
-    """A session of whole messages: pongs, reassembly, UTF-8, keepalive and the closing handshake are done for you.
+    """A session of whole messages: pongs, fragments, UTF-8, keepalive and the closing handshake are taken care of.
 
     Any greenlet may send or close, and frames never mix; one at a time may receive. The session opens at its first use.
     """
@@ -343,8 +343,8 @@ class DefaultWebSocketSession(WebSocketSession):
         """Sends a message: str as text, bytes-like as binary, an iterable of either as one message in fragments.
 
         Blocks while more than ``write_limit`` bytes wait for the peer, and while another greenlet sends fragments.
-        Each fragment leaves as it comes. Raises ``ConnectionClosed`` after the end, ``TypeError`` for what is no
-        message.
+        Each fragment is sent as soon as the iterable yields it. Raises ``ConnectionClosed`` after the end,
+        ``TypeError`` for anything that isn't a message.
         """
         connection = self.connection
         if connection.state == CONNECTING:
@@ -391,10 +391,10 @@ class DefaultWebSocketSession(WebSocketSession):
             connection.end_fragments()
 
     def ping(self, timeout: float | None = None) -> float:
-        """Sends a ping and blocks until its pong is here; gives the seconds between.
+        """Sends a ping, blocks until its pong arrives, and returns the seconds between.
 
-        Raises ``TimeoutError`` after ``timeout`` seconds, by default the session's, and ``ConnectionClosed`` where
-        the session ends first.
+        Raises ``TimeoutError`` after ``timeout`` seconds, by default the session's, and ``ConnectionClosed`` if the
+        session ends first.
         """
         check_wait("timeout", timeout)
         self.accept_if_needed()
@@ -456,7 +456,7 @@ class DefaultWebSocketSession(WebSocketSession):
             self._pings = None
 
     def send_serialized(self, value: Any) -> None:
-        """Sends ``value`` as the content converter turns it into a message; blocks and raises as `send`.
+        """Sends ``value`` as the message that the content converter makes of it; blocks and raises as `send`.
 
         Raises ``UsageError`` without a converter.
         """

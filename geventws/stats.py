@@ -8,14 +8,14 @@ __all__ = ["SessionStats"]
 
 
 class SessionStats(NamedTuple):
-    """Figures of one session, as they are when `WebSocketSession.stats` is called; all 0 before the 101."""
+    """Counters of one session at the time of `WebSocketSession.stats`; all 0 before the 101."""
 
     #: Seconds since the 101.
     seconds: float = 0.0
-    #: Bytes that the socket took and gave, the 101 and the frames' headers included: compressed, and in TLS as plain.
+    #: Bytes received and sent, with the 101 and frame headers, after compression and without TLS.
     bytes_received: int = 0
     bytes_sent: int = 0
-    #: Whole messages; of a raw session frames, but for the Close frames that it sends.
+    #: Whole messages; in a raw session frames, except the Close frames that it sends.
     messages_received: int = 0
     messages_sent: int = 0
     #: What waits for the handler: messages (raw: frames), and their bytes, which ``read_limit`` bounds; 0 without one.

@@ -93,19 +93,20 @@ StartResponse = Callable[..., Callable[[bytes], object]]
 class Worker(GeventWorker):  # type: ignore[misc]
     """gunicorn's gevent worker, for WebSockets and plain HTTP. Every setting works as with ``-k gevent``.
 
-    Beside the limits of its lines, a whole head has one of 64 KiB, in proportion more where those are raised.
+    A whole request head is limited to 64 KiB, beside gunicorn's limits for its lines, and in proportion to more if you
+    raise those.
 
-    What gunicorn has no setting for are attributes: a class in ``gunicorn.conf.py`` sets them,
+    Options for which gunicorn has no setting are attributes. Set them on a class in ``gunicorn.conf.py``:
     ``class worker_class(geventws.Worker): handshake_timeout = 5``.
     """
 
-    #: Seconds from the accept to the end of the first request's head, the TLS handshake included; None: no limit but
-    #: ``keepalive``.
+    #: Seconds from the accept to the end of the first request's head, the TLS handshake included. None: only
+    #: ``keepalive`` limits it.
     handshake_timeout: float | None = 10.0
-    #: WebSockets of the worker at a time; further handshakes get a 503. None: nine tenths of ``worker_connections``, so
-    #: that pages and health checks are served even then.
+    #: The most WebSockets of the worker at a time; further handshakes get a 503. None: nine tenths of
+    #: ``worker_connections``, which leaves room for pages and health checks.
     max_websockets: int | None = None
-    #: Seconds that a stopping worker leaves its WebSockets for the closing handshake, and their handlers to end.
+    #: Seconds that a stopping worker gives its WebSockets for the closing handshake, and their handlers to end.
     close_timeout: float = 5.0
 
     wsgi: Any

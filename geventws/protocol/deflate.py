@@ -23,26 +23,27 @@ _WINDOW_BITS: dict[str | None, int] = {str(bits): bits for bits in range(8, _MAX
 class PermessageDeflate:
     """Compresses messages with permessage-deflate (RFC 7692), for clients that offer it and servers that take it.
 
-    Both roles have one set of options: what is the server's is said of messages from a server, whoever it is.
+    Servers and clients have the same options: ``server_...`` is about messages from the server, on either side.
 
-    The defaults take 43 KB for a session that both sends and receives, 72 KB where the client doesn't limit its window.
-    A window of 15 bits and a memory level of 8, as elsewhere, take 300 KB, for messages shorter by a tenth or less.
+    The defaults take 43 KB for a session that both sends and receives, 72 KB if the client doesn't limit its window. A
+    window of 15 bits and a memory level of 8, as elsewhere, take 300 KB, for messages shorter by a tenth or less.
 
-    Compressed text can leak a secret that stands beside text of an attacker (RFC 7692 8); leave such messages out with
-    ``compress_if``.
+    Compression can leak a secret in a message that also has an attacker's text (RFC 7692 8); leave such messages out
+    with ``compress_if``.
 
     :param server_no_context_takeover: compress each message on its own: no memory between messages, larger messages.
     :param client_no_context_takeover: make the client do so.
     :param server_max_window_bits: the base-2 logarithm of the window in bytes that messages are compressed with, 8 to
-        15. zlib can't do 8: with it here no client gets compression, and without it none that asks for 8.
-    :param client_max_window_bits: the same for the client, 8 to 15. A client that doesn't offer to obey uses 15.
+        15. zlib can't compress with 8, so with 8 no client gets compression, and a client that asks for 8 never does.
+    :param client_max_window_bits: the same for the client, 8 to 15. A client that doesn't offer to limit its window
+        uses 15.
     :param level: 1 is the fastest and 9 the smallest, 0 doesn't compress, -1 is zlib's own choice.
     :param memory_level: how much memory zlib takes for its hash table, 1 to 9.
-    :param min_size: bytes below which an unfragmented message goes out as it is. Around such a message the headers of
-        WebSocket, TCP, IP and TLS take more bytes than it could save; a session that sends no other never makes a
+    :param min_size: shorter unfragmented messages, in bytes, go out uncompressed. The headers of WebSocket, TCP, IP and
+        TLS around them take more bytes than compression could save. A session that sends no others never creates a
         compressor.
-    :param compress_if: called with the first frame of each message of at least ``min_size`` bytes; False leaves the
-        message as it is. It must not block. What it raises comes out of ``send``, and the message is not sent.
+    :param compress_if: called with the first frame of each message of at least ``min_size`` bytes; False sends the
+        message uncompressed. It must not block. If it raises, so does ``send``, and the message is not sent.
 
     Raises ``ValueError`` that names the option.
     """

@@ -11,21 +11,21 @@ __all__ = ["ClientExtension", "Extension", "ExtensionSession"]
 
 
 class ExtensionSession(Protocol):
-    """One session's instance of a negotiated extension. It gets every data frame, and no control frame.
+    """One session's instance of a negotiated extension. It gets every data frame, but no control frames.
 
     Frames pass through the negotiated extensions in their order on the way out, and in reverse on the way in. One that
     works on messages looks at ``fin``, and keeps what it needs until then.
     """
 
     def decode(self, frame: Frame, limit: int | None) -> Frame:
-        """Gives the frame that the peer meant: its own RSV bits cleared, a payload of at most ``limit`` bytes.
+        """Decodes a received frame: returns it with its own RSV bits cleared, and at most ``limit`` bytes of payload.
 
-        Raises ``ProtocolError`` with 1009 as soon as the limit is passed, with 1002 or 1007 for what makes no sense.
+        Raises ``ProtocolError`` with 1009 as soon as the limit is exceeded, with 1002 or 1007 for an invalid frame.
         """
         ...
 
     def encode(self, frame: Frame) -> Frame:
-        """Gives the frame to put on the wire for ``frame``."""
+        """Encodes a frame: returns the one to send for ``frame``."""
         ...
 
 
@@ -38,10 +38,10 @@ class Extension(Protocol):
     rsv: int
 
     def accept(self, parameters: Mapping[str, str | None]) -> tuple[Mapping[str, str | None], ExtensionSession] | None:
-        """Answers one offer of a client: the parameters to agree on and a session's instance, or None to decline it.
+        """Answers a client's offer: returns the parameters to agree on and a session's instance, or None to decline.
 
-        ``parameters`` are the offer's, names in lower case and unquoted, None for one without a value. An offer that
-        makes no sense is declined; nothing here is an error.
+        ``parameters`` are those of the offer: names in lower case, values unquoted, None for one without a value.
+        Decline an invalid offer too, instead of raising.
         """
         ...
 
