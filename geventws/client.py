@@ -254,11 +254,11 @@ class Connections(Generic[S]):
             except geventws.ConnectionClosed:
                 pass  # the loop goes on with the next connection
 
-    What leaves the loop's body ends the loop, ``ConnectionClosed`` too unless it is caught there; a session that is
-    still open when its body ends is closed with 1000. Network errors, timeouts, and responses that say that they pass
-    (408, 425, 429, 500, 502, 503 and 504) are tried again, after waits of random length that may double each time. All
-    others, such as 401 or a certificate that is not valid, leave the loop. In a ``with`` block the last session is
-    closed at its end; without one, when the iterator goes.
+    An exception that leaves the loop's body ends the loop, also ``ConnectionClosed`` unless you catch it there. A
+    session that is still open when the body ends is closed with 1000. After network errors, timeouts and temporary
+    statuses (408, 425, 429, 500, 502, 503 and 504) it tries again, after waits of random length that may double each
+    time. All other errors, such as 401 or an invalid certificate, leave the loop. The last session is closed at the end
+    of a ``with`` block; without one, when the iterator is deleted.
     """
 
     def __init__(self, connector: Any, min_delay: float, max_delay: float, retries: int | None) -> None:

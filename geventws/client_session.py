@@ -68,9 +68,9 @@ class ClientCall:
 
 
 class WebSocketClientSession(WebSocketSession):
-    """A raw session of a client: every frame goes through its user, and nothing is answered by itself.
+    """A raw session of a client: you get every frame, and nothing is answered automatically.
 
-    As a context manager it closes at the end: with 1000, or with 1011 where an exception leaves the block.
+    As a context manager it closes at the end: with 1000, or with 1011 if an exception leaves the block.
     """
 
     def __enter__(self: S) -> S:
@@ -90,19 +90,19 @@ class WebSocketClientSession(WebSocketSession):
 
     @property
     def headers(self) -> Headers:
-        """The header fields of the server's 101, to look up in any case."""
+        """The header fields of the server's 101; names can be looked up in any case."""
         return self.call.headers  # type: ignore[no-any-return]
 
     @property
     def url(self) -> str:
-        """The URL that was connected to, without user and password."""
+        """The URL of the connection, without user and password."""
         return self.call.url  # type: ignore[no-any-return]
 
 
 class DefaultWebSocketClientSession(WebSocketClientSession, DefaultWebSocketSession):
-    """A default session of a client: whole messages, with all else done for you.
+    """A default session of a client: whole messages, and everything else is taken care of.
 
-    As a context manager it closes at the end: with 1000, or with 1011 where an exception leaves the block.
+    As a context manager it closes at the end: with 1000, or with 1011 if an exception leaves the block.
     """
 
 

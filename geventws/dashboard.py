@@ -58,20 +58,21 @@ ASK = "ask"
 
 
 class Blueprint(routing.Blueprint):
-    """The page at ``url_prefix``, and the WebSocket that it lives by; it tells of sessions, and closes them.
+    """A live page of the sessions, at ``url_prefix``, which can also close them; and the page's WebSocket.
 
-    Registers on a Flask app that has the extension, or on a ``geventws.WebSockets``.
+    Register it on a Flask app that has the extension, or on a ``geventws.WebSockets``.
 
-    :param allow: called with the request of the page, with that of its WebSocket, and with the latter again each minute
-        and before a session is closed. True lets in; False and None are a 403; a response that it returns (any WSGI
-        application, as Flask's ``redirect`` gives one) or an ``HTTPException`` that it raises is the answer instead.
-        Anything else is a ``TypeError``, and lets nobody in. There is no default.
-    :param topics: the ``Topics`` by which the workers find each other; without it the page shows the worker that it has
-        come to. One without a history, and whose Redis nobody else writes to: what comes there may close sessions.
-    :param origins: which pages may open the WebSocket, as the setting of this name; by default the server's own.
+    :param allow: called with the page's request, with its WebSocket's request, and with the latter again each minute
+        and before a session is closed. True lets in, and False and None give a 403. If it returns a response (any WSGI
+        application, such as Flask's ``redirect``) or raises an ``HTTPException``, that is the answer. Anything else is
+        a ``TypeError``, and lets nobody in. There is no default.
+    :param topics: the ``Topics`` with which the workers find each other; without them the page shows only the worker
+        that serves it. Use ``Topics`` without a history, to whose Redis nobody else writes: messages there can close
+        sessions.
+    :param origins: which pages may open the WebSocket, as in the setting of this name; by default the server's own.
 
-    Raises ``TypeError`` for an ``allow`` that can't be called or is ``async def`` and for ``topics`` that are none,
-    ``ValueError`` for bad origins.
+    Raises ``TypeError`` for an ``allow`` that can't be called or is ``async def``, and for anything but ``Topics`` as
+    ``topics``; ``ValueError`` for bad origins.
     """
 
     def __init__(

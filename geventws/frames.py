@@ -57,7 +57,7 @@ def may_be_sent(code: int) -> bool:
 class CloseReason(NamedTuple):
     """Why a WebSocket ended: a close code and a text of at most 123 bytes in UTF-8.
 
-    The codes 1005 (a Close frame without a code) and 1006 (no Close frame) only report; they are never sent.
+    The codes 1005 (a Close frame without a code) and 1006 (no Close frame) are only reported, never sent.
     """
 
     code: int
@@ -71,7 +71,7 @@ class CloseReason(NamedTuple):
         return f"{self.code} {name}: {self.message!r}" if self.message else f"{self.code} {name}"
 
     def to_payload(self) -> bytes:
-        """The payload of the Close frame that says this; raises ``ValueError`` where it may not be sent."""
+        """The payload of a Close frame with this reason; raises ``ValueError`` if it may not be sent."""
         if isinstance(self.code, bool) or not isinstance(self.code, int):
             raise TypeError(f"a close code must be an int, not {type(self.code).__name__}")
         if not isinstance(self.message, str):
@@ -126,7 +126,7 @@ class Frame(NamedTuple):
 
     @classmethod
     def text(cls, message: str, *, fin: bool = True) -> Frame:
-        """A text frame; raises ``TypeError`` for what is no str."""
+        """A text frame; raises ``TypeError`` for anything but a str."""
         if not isinstance(message, str):
             raise TypeError(f"the message of a text frame must be a str, not {type(message).__name__}")
         return cls(Opcode.TEXT, message.encode(), fin)
@@ -138,7 +138,7 @@ class Frame(NamedTuple):
 
     @classmethod
     def continuation(cls, payload: bytes, *, fin: bool = True) -> Frame:
-        """A further fragment of the message begun before."""
+        """The next fragment of a message."""
         return cls(Opcode.CONTINUATION, payload, fin)
 
     @classmethod
@@ -158,5 +158,5 @@ class Frame(NamedTuple):
 
     @property
     def close_reason(self) -> CloseReason:
-        """The reason that a Close frame carries."""
+        """The reason in a Close frame."""
         return CloseReason.from_payload(self.payload)

@@ -67,22 +67,23 @@ _TOPICS = {
 
 
 class Metrics:
-    """The figures of an app's sessions, in a Prometheus registry, all with names that begin with ``geventws_``.
+    """The metrics of an app's sessions, in a Prometheus registry. All their names begin with ``geventws_``.
 
-    ``app`` is a `geventws.WebSockets`, a `geventws.flask.WebSockets` or a Flask app that has this extension. Label
-    values are bounded by the app's own code: ``route`` is a route's rule, never a path.
+    ``app`` is a `geventws.WebSockets`, a `geventws.flask.WebSockets` or a Flask app that has this extension. The app's
+    own code limits the label values: ``route`` is a route's rule, never a path.
 
-    Once for a registry, and before the first request: where a process makes several apps, as tests do by an app
-    factory, each gets a registry of its own, ``registry=CollectorRegistry()``. Under gunicorn with several workers set
-    ``PROMETHEUS_MULTIPROC_DIR``; a gauge then adds up the workers that live, and is as old as ``interval``.
+    Create it once for a registry, before the first request. If a process makes several apps, as tests with an app
+    factory do, give each its own registry, ``registry=CollectorRegistry()``. Under gunicorn with several workers set
+    ``PROMETHEUS_MULTIPROC_DIR``; a gauge is then the sum over the living workers, and up to ``interval`` old.
 
-    :param registry: where the figures go; the default one of prometheus-client.
-    :param topics: the ``Topics`` whose statistics are counted as well, under the label ``default``, or a mapping of
-        labels to several.
+    :param registry: where the metrics go; by default prometheus-client's default registry.
+    :param topics: the ``Topics`` whose statistics to export too, under the label ``default``, or a mapping of labels to
+        several.
     :param interval: seconds between two looks at the open sessions.
 
-    Raises ``UsageError`` for an app without the extension, a registry that has such figures, and a directory that is
-    missing; ``TypeError`` for what is no app, registry or topics; ``ValueError`` for an interval that is not above 0.
+    Raises ``UsageError`` for an app without the extension, a registry that already has such metrics, and a missing
+    directory; ``TypeError`` if ``app``, ``registry`` or ``topics`` is something else; ``ValueError`` for an interval
+    that isn't above 0.
     """
 
     def __init__(

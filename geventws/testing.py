@@ -170,9 +170,9 @@ class _Peer:
 
 
 class WebSocketTestSession(WebSocketClientSession):
-    """A raw session of a test, which gives frames; its waits end by themselves after ``receive_timeout`` seconds.
+    """A raw session in a test, with frames; each of its waits ends after ``receive_timeout`` seconds.
 
-    At the end of its ``with`` block it closes, the handler's end is waited for, and what left the handler is raised.
+    The end of its ``with`` block closes it, waits for the handler to end, and raises what left the handler.
     """
 
     peer: _Peer
@@ -254,9 +254,9 @@ class WebSocketTestSession(WebSocketClientSession):
 
 
 class DefaultWebSocketTestSession(WebSocketTestSession, DefaultWebSocketClientSession):
-    """A default session of a test, which gives messages; its waits end by themselves.
+    """A default session in a test, with messages; each of its waits ends after ``receive_timeout`` seconds.
 
-    At the end of its ``with`` block it closes, the handler's end is waited for, and what left the handler is raised.
+    The end of its ``with`` block closes it, waits for the handler to end, and raises what left the handler.
     """
 
     def send(  # type: ignore[override]  # as of default and raw sessions elsewhere
@@ -335,23 +335,23 @@ def connect(
     propagate: bool = True,
     **settings: Any,
 ) -> Any:
-    """Runs ``app`` on a WebSocket of its own, and gives the client's session; for a ``with`` block.
+    """Runs ``app`` on its own WebSocket, and returns the client's session, for a ``with`` block.
 
     :param app: a WSGI app: a ``geventws.WebSockets``, a Flask app with ``geventws.flask``, or any other.
     :param path: the path and query, or a whole URL, ``wss://example.com/path``, for its host and scheme.
     :param protocols: the subprotocols to offer; ``session.protocol`` is the one agreed on.
-    :param headers: a dict or list of pairs to add to the request, as ``{"Cookie": "session=..."}``.
+    :param headers: a dict or list of pairs to add to the request, such as ``{"Cookie": "session=..."}``.
     :param raw: whether the session gives frames instead of messages.
-    :param origin: the header Origin.
-    :param extensions: to offer, as ``[geventws.PermessageDeflate()]``.
-    :param environ: keys to add to the WSGI environ, as ``{"REMOTE_USER": "ada"}``.
-    :param receive_timeout: seconds that any wait of the session's may take before it raises ``TimeoutError``.
-    :param propagate: whether an exception that leaves the handler is raised at the end of the block, or here where it
-        comes before the 101, instead of only being logged; and ``TimeoutError`` for a handler that does not return.
-    :param settings: those of `geventws.Settings` for the client's side; it sends no pings unless ``ping_interval`` says
-        so.
+    :param origin: the Origin header.
+    :param extensions: to offer, such as ``[geventws.PermessageDeflate()]``.
+    :param environ: keys to add to the WSGI environ, such as ``{"REMOTE_USER": "ada"}``.
+    :param receive_timeout: seconds that any wait of the session may take before it raises ``TimeoutError``.
+    :param propagate: whether an exception that leaves the handler is raised at the end of the block, or here if it
+        comes before the 101, instead of only being logged. A handler that doesn't return is a ``TimeoutError`` then.
+    :param settings: those of `geventws.Settings`, for the client's side; it sends pings only if you set
+        ``ping_interval``.
 
-    Raises ``HandshakeRefused`` where the app answers in HTTP: its text names the response, as in "401 Unauthorized: log
+    Raises ``HandshakeRefused`` if the app answers in HTTP: its text names the response, as in "401 Unauthorized: log
     in first", and it has ``status``, ``headers``, ``text`` and ``json``.
     """
     if isinstance(app, Blueprint):

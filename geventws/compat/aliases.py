@@ -22,10 +22,10 @@ PLACE = "geventws.compat."
 
 
 def install() -> None:
-    """Makes ``import geventwebsocket``, ``flask_sockets`` and ``flask_sock`` give geventws' own; once is enough.
+    """Makes ``import geventwebsocket``, ``flask_sockets`` and ``flask_sock`` import geventws' versions.
 
-    Whether the libraries are installed doesn't matter. Call it before anything imports them: raises ``UsageError``
-    where that has happened, for whoever has them would go on with them.
+    The libraries needn't be installed. Call it once, before anything imports them: raises ``UsageError`` if something
+    has, because that would go on using them.
 
     The WebSockets of Socket.IO become sessions too: see `geventws.compat.socketio`.
     """
