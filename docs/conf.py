@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -68,12 +69,14 @@ _include = re.compile(r"^```\{include\} (\S+)\n((?::\S+: .*\n)*)```$", re.MULTIL
 
 def read(app: Sphinx, page: str, source: list[str]) -> None:
     """Puts in what a page includes, and lets links to files that are no pages lead to the repository."""
-    source[0] = _include.sub(_included, _resolved(source[0], ROOT / "docs"))
+    source[0] = _include.sub(partial(_included, app), _resolved(source[0], ROOT / "docs"))
 
 
-def _included(found: re.Match[str]) -> str:
+def _included(app: Sphinx, found: re.Match[str]) -> str:
     """The text of a file that a page includes, from one mark or up to another."""
     path = ROOT / "docs" / found[1]
+    # The page is made anew when that file has changed.
+    app.env.note_dependency(str(path))
     text = path.read_text()
     for name, mark in re.findall(r"^:(\S+): (.*)$", found[2], re.MULTILINE):
         assert mark in text, f"{found[1]} has no {mark}"
