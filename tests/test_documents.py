@@ -353,10 +353,16 @@ def test_broadcast(tmp_path: Path) -> None:
 
 
 def test_topics(tmp_path: Path) -> None:
+    """As a user with the rights that the page names, and no others."""
+    rights = re.search(r"An ACL user\*\* needs `([^`]+)`", (ROOT / "docs/topics.md").read_text())
+    assert rights is not None
     with redis_server.running(redis_server.any_kind()) as server:
+        with server.client() as admin:
+            places = ("~geventws:*", "&geventws:*")
+            admin.execute_command("ACL", "SETUSER", "app", "reset", "on", ">secret", *places, *rights[1].split())
         write(
             tmp_path,
-            code("docs/topics.md").replace("redis://127.0.0.1:6379/0", server.url)
+            code("docs/topics.md").replace("redis://127.0.0.1:6379/0", server.url.replace("//", "//app:secret@"))
             + "\nimport geventws\napp = geventws.WebSockets()\napp.register_blueprint(ws)\n",
         )
         with development_server("app:app", tmp_path) as (address, _):
@@ -373,6 +379,9 @@ def test_topics(tmp_path: Path) -> None:
                 with connect(f"ws://{address}/people/Grace", proxy=None):
                     assert json.loads(ada.recv(PATIENCE)) == {"event": "join", "name": "Grace"}
                 assert json.loads(ada.recv(PATIENCE)) == {"event": "leave", "name": "Grace"}
+        with server.client() as admin:
+            # What was refused.
+            assert admin.execute_command("ACL", "LOG") == []
 
 
 @pytest.fixture(scope="module")
