@@ -357,7 +357,10 @@ class _Seen:
 
 def _read_order(message: str | bytes) -> tuple[str, int, CloseReason]:
     """The worker and the number of a session that is to be closed, and how; ``ValueError`` for what is no order."""
-    order = json.loads(message)
+    try:
+        order = json.loads(message)
+    except RecursionError:
+        raise ValueError("an order is nested less deeply") from None
     if not isinstance(order, dict):
         raise ValueError("an order is an object")
     worker, number = order.get("worker"), order.get("session")

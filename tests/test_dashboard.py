@@ -320,7 +320,8 @@ def test_a_session_is_closed(make: MakeFace) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [b"no JSON", b"[]", b"{}", b'{"worker": 1, "session": 1, "code": 1000, "reason": ""}'],
+    [b"no JSON", b"[]", b"{}", b'{"worker": 1, "session": 1, "code": 1000, "reason": ""}', b"[" * 4000],
+    ids=["text", "array", "nothing", "number", "nested"],
 )
 def test_what_is_no_order(message: bytes) -> None:
     assert "error" in answer_to(frame(1, message))
@@ -342,6 +343,7 @@ def test_orders_that_can_not_be_followed(code: Any, reason: Any) -> None:
         '{"worker": WORKER, "session": NUMBER, "code": 1005, "reason": ""}',
         '{"worker": WORKER, "session": NUMBER, "code": null, "reason": ""}',
         '{"worker": WORKER, "session": NUMBER, "code": 1000, "reason": 5}',
+        pytest.param("[" * 4000, id="nested"),
     ],
 )
 def test_garbage_on_the_control_topic_closes_nothing(garbage: str, caplog: pytest.LogCaptureFixture) -> None:
