@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import GreenletExit, Timeout, get_hub, sleep
 from gevent.event import Event
+from greenlet import error as GreenletError
 
 from geventws.arrivals import Arrivals
 from geventws.deadlines import MessageDeadline, UptakeDeadline
@@ -63,6 +64,12 @@ ASKS_BEHIND_END = 100
 ASK_SECONDS = 0.01
 #: Reading pauses while this much waits for a peer that only asks and never reads: pongs have no other bound.
 OUTPUT_CAP = 1024 * 1024
+
+#: What whoever has to wait for a session in another thread than its own is told.
+OTHER_THREAD = (
+    "a session must be used in the thread that runs it: another one has it used there, by "
+    "hub.loop.run_callback_threadsafe(gevent.spawn, session.send, message) with that thread's gevent.get_hub()"
+)
 
 
 class State(IntEnum):
@@ -272,6 +279,9 @@ class Connection:
         self.receiver = receiver
         try:
             switch(self.hub)
+        except GreenletError as error:
+            # The hub is another thread's: greenlet looks at that anyway.
+            raise UsageError(OTHER_THREAD) from error
         finally:
             self.receiver = None
 

@@ -13,7 +13,7 @@ from gevent import Timeout, get_hub
 from gevent.event import AsyncResult
 
 from geventws.arguments import check_wait
-from geventws.connection import Connection
+from geventws.connection import OTHER_THREAD, Connection
 from geventws.errors import ConnectionClosed, UsageError
 from geventws.frames import CloseCode, CloseReason, Frame
 from geventws.pinger import Pinger
@@ -506,10 +506,7 @@ class DefaultWebSocketSession(WebSocketSession):
 def _check_thread(connection: Connection) -> None:
     """Raises ``UsageError`` in another thread than that of the session, where a wait for it would never end."""
     if connection.hub is not get_hub():
-        raise UsageError(
-            "a session must be used in the thread that runs it: another one has it used there, by "
-            "hub.loop.run_callback_threadsafe(gevent.spawn, session.send, message) with that thread's gevent.get_hub()"
-        )
+        raise UsageError(OTHER_THREAD)
 
 
 def _is_buffer(value: object) -> bool:

@@ -629,7 +629,7 @@ class TestCalls:
         ):
             assert (type(error), str(error)) == (kind, said)
 
-    @pytest.mark.parametrize("method", ["ping", "flush", "close", "wait_closed"])
+    @pytest.mark.parametrize("method", ["receive", "ping", "flush", "close", "wait_closed"])
     def test_another_thread(self, method: str) -> None:
         """Where the wait would never end, for its own hub has nothing to wait for."""
         error = said_in(lambda session: get_hub().threadpool.apply(getattr(session, method)))
