@@ -50,8 +50,8 @@ _LASTS = 5.0
 class ConnectOptions(TypedDict, total=False):
     """The options of `connect`, for type checkers."""
 
-    protocols: Sequence[str]
-    headers: Mapping[str, str] | Sequence[tuple[str, str]]
+    protocols: Sequence[str] | None
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] | None
     origin: str | None
     extensions: Sequence[ClientExtension]
     open_timeout: float | None
@@ -104,8 +104,8 @@ def connect(
 def connect(
     url: str,
     *,
-    protocols: Sequence[str] = (),
-    headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+    protocols: Sequence[str] | None = (),
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] | None = (),
     raw: bool = False,
     origin: str | None = None,
     extensions: Sequence[ClientExtension] = (),

@@ -114,13 +114,16 @@ class Offer:
         target: str,
         host: str,
         *,
-        protocols: Sequence[str] = (),
-        headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+        protocols: Sequence[str] | None = (),
+        headers: Mapping[str, str] | Sequence[tuple[str, str]] | None = (),
         origin: str | None = None,
         extensions: Sequence[ClientExtension] = (),
         max_head_size: int = 64 * 1024,
         authorization: str | None = None,
     ) -> None:
+        # None, as functions around this have it for what they were not given.
+        if protocols is None:
+            protocols = ()
         if isinstance(protocols, str):
             raise TypeError(f"protocols must be a list, as in [{protocols!r}]")
         if isinstance(protocols, bytes) or not isinstance(protocols, Iterable):
@@ -138,7 +141,7 @@ class Offer:
                 raise ValueError(f"extensions has the class {name}: it takes instances, {name}()")
             if not callable(getattr(extension, "offers", None)) or not callable(getattr(extension, "agree", None)):
                 raise ValueError(f"extensions has {extension!r}, which lacks offers or agree of ClientExtension")
-        pairs = header_pairs(headers)
+        pairs = header_pairs(() if headers is None else headers)
         names = {name.lower() for name, _ in pairs}
         if origin is not None:
             pairs += header_pairs([("Origin", origin)])

@@ -292,8 +292,8 @@ class DefaultWebSocketTestSession(WebSocketTestSession, DefaultWebSocketClientSe
 class InProcessOptions(TypedDict, total=False):
     """The options of `connect`, for type checkers."""
 
-    protocols: Sequence[str]
-    headers: Mapping[str, str] | Sequence[tuple[str, str]]
+    protocols: Sequence[str] | None
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] | None
     origin: str | None
     extensions: Sequence[ClientExtension]
     environ: Mapping[str, Any]
@@ -325,8 +325,8 @@ def connect(
     app: WSGIApplication,
     path: str = "/",
     *,
-    protocols: Sequence[str] = (),
-    headers: Mapping[str, str] | Sequence[tuple[str, str]] = (),
+    protocols: Sequence[str] | None = (),
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] | None = (),
     raw: bool = False,
     origin: str | None = None,
     extensions: Sequence[ClientExtension] = (),

@@ -210,6 +210,11 @@ class TestConversations:
         with connect(url, protocols=["v1"]) as ws:
             assert ws.protocol is None
 
+    def test_none_for_what_is_not_given(self, url: str) -> None:
+        with connect(f"{url}/tell", protocols=None, headers=None) as ws:
+            assert list(ws)[-1] == f"geventws/{geventws.__version__}"
+            assert ws.protocol is None
+
     def test_the_server_closes(self, url: str) -> None:
         with connect(f"{url}/goodbye") as ws:
             assert ws.headers["x-room"] == "7"

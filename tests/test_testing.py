@@ -127,6 +127,11 @@ class TestConversations:
             assert ws.protocol == "v2"
             assert ws.receive() == "v2"
 
+    def test_none_for_what_is_not_given(self) -> None:
+        with connect(app, "/echo", protocols=None, headers=None) as ws:
+            ws.send("hello")
+            assert ws.receive() == "hello"
+
     def test_raw(self) -> None:
         with connect(app, "/raw", raw=True) as ws:
             ws.send(geventws.Frame.text("a", fin=False))
