@@ -111,6 +111,8 @@ class Metrics:
         self._topics_before = dict.fromkeys(self._topics, Statistics())
         #: The open sessions, with what was counted of each already.
         self._sessions: dict[Any, _Counted] = {}
+        #: The routes that have had sessions.
+        self._routes: set[str] = set()
         self._looks = False
         self._process = os.getpid()
         # Ahead of the figures, so that a scrape of this process has those of this moment.
@@ -161,6 +163,10 @@ class Metrics:
             field.name: counter(f"topics_{field.name}", _TOPICS[field.name], "topics")
             for field in (fields(Statistics) if self._topics else ())
         }
+        self._of_routes: tuple[Counter | Gauge | Histogram, ...] = (
+            *(self._open, self._queued, self._buffered, self._errors, self._round_trips, self._handler_seconds),
+            *(self._messages_received, self._messages_sent, self._bytes_received, self._bytes_sent),
+        )
         return made
 
     # -- What happens
@@ -169,6 +175,11 @@ class Metrics:
     def _opened(self, session: Any) -> None:
         self._enter()
         route = session.rule or NO_RULE
+        if route not in self._routes:
+            self._routes.add(route)
+            # From 0: of a series that begins with its first event a query sees no increase.
+            for figure in self._of_routes:
+                figure.labels(route)
         self._handshakes.labels("101").inc()
         self._open.labels(route).inc()
         self._sessions[session] = _Counted(route)

@@ -118,6 +118,21 @@ def test_sessions_and_their_traffic(make: MakeFace) -> None:
         assert "ada" not in generate_latest(watched.registry).decode()
 
 
+def test_a_route_has_its_figures_from_its_first_session_on() -> None:
+    """A series that begins at 1 hides its first event from ``increase``, and one that is missing is no 0."""
+    watched = Watched(PlainFace())
+    route = "/rooms/<name>"
+    with serving(watched.face.app) as server, Peer(server, "/rooms/ada") as ada:
+        ada.accepted()
+        wait_until(lambda: watched.scrape().value("open_sessions", route=route) == 1)
+        told = watched.scrape()
+    for name in ("queued_bytes", "buffered_bytes", "handler_errors", "received_messages", "sent_messages"):
+        samples = told.families[f"geventws_{name}"].samples
+        assert [sample.value for sample in samples if not sample.name.endswith("_created")] == [0.0]
+    for name in ("ping_seconds", "handler_seconds"):
+        assert [sample.labels["route"] for sample in told.families[f"geventws_{name}"].samples][:1] == [route]
+
+
 @either
 def test_handshakes_by_their_answers(make: MakeFace) -> None:
     watched = Watched(make())
