@@ -47,6 +47,8 @@ class Interrupter:
         self._waiter = gevent.getcurrent()
         self._since = 0.0
         self._deadline: float | None = None
+        #: What it has raised, which whoever is around the call that blocked may have caught.
+        self.raised: UsageError | None = None
         self._over = _allocate_lock()
         self._over.acquire()
         if self._thread == threading.main_thread().ident:
@@ -87,10 +89,11 @@ class Interrupter:
                 return
             where = where.f_back
         seconds, self._deadline = monotonic() - self._since, None
-        raise UsageError(
+        self.raised = UsageError(
             f"this blocked the thread for {seconds:.1f} s, and with it the test, which waits for this handler. Have "
             "`from gevent import monkey; monkey.patch_all()` first, at the top of conftest.py, or use gevent's own"
         )
+        raise self.raised
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

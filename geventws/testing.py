@@ -117,6 +117,12 @@ class _Peer:
         if self.failure is None:
             self.failure = error
 
+    def take_failure(self) -> BaseException | None:
+        """What went wrong, once: it is raised in the test."""
+        failure, self.failure = self.failure or self._interrupter.raised, None
+        self._interrupter.raised = None
+        return failure
+
     def check_thread(self) -> None:
         """Raises ``UsageError`` in another thread than that of the test."""
         if _thread_id() != self.thread:
@@ -223,8 +229,15 @@ class WebSocketTestSession(WebSocketClientSession):
 
     def wait_closed(self, timeout: float | _Default | None = _DEFAULT) -> bool:
         """Blocks until the connection is gone, by default for ``receive_timeout`` seconds; tells whether it is gone."""
-        self.peer.check_thread()
-        return super().wait_closed(self.peer.patience if isinstance(timeout, _Default) else timeout)
+        peer = self.peer
+        peer.check_thread()
+        limit = peer.patience if isinstance(timeout, _Default) else timeout
+        check_wait("timeout", limit)
+        if limit is None:
+            return super().wait_closed(None)
+        # Its own limit ends it; this is for a thread that is blocked.
+        with peer.limited(max(0.0, limit) + peer.patience, "the WebSocket did not end"):
+            return super().wait_closed(limit)
 
     def __iter__(self: Receives[R]) -> Iterator[R]:
         try:
@@ -242,7 +255,7 @@ class WebSocketTestSession(WebSocketClientSession):
         where = peer.end()
         if not self.propagate:
             return
-        failure, peer.failure = peer.failure, None
+        failure = peer.take_failure()
         if failure is not None:
             # One of the test's own is not for us to hide; those that follow from the handler's are.
             if error is None or isinstance(error, (WebSocketError, TimeoutError)):
@@ -388,8 +401,9 @@ def connect(
             return open_session(session, peer.start(), offer)
     except HandshakeRefused:
         peer.end()
-        if propagate and peer.failure is not None:
-            raise peer.failure from None
+        failure = peer.take_failure()
+        if propagate and failure is not None:
+            raise failure from None
         raise
     except BaseException:
         peer.end()

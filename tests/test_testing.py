@@ -329,6 +329,36 @@ class TestFailures:
             ws.receive()
         assert "block()" in [entry.line for entry in traceback.extract_tb(raised.value.__traceback__)]
 
+    def test_a_handler_that_blocks_the_thread_while_the_test_waits_for_the_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("geventws.interrupting.GRACE", SHORT)
+        monkeypatch.setattr("geventws.interrupting.INTERVAL", SHORT)
+        blocking = geventws.WebSockets()
+
+        @blocking.route("/")
+        def wait(session: Any) -> None:
+            session.receive()
+            time.sleep(3600)
+
+        with (
+            pytest.raises(geventws.UsageError, match=r"monkey\.patch_all\(\)"),
+            connect(blocking, receive_timeout=SHORT) as ws,
+        ):
+            ws.send("go")
+            ws.wait_closed()
+
+    def test_what_blocks_the_thread_within_a_framework_that_answers_errors(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("geventws.interrupting.GRACE", SHORT)
+        monkeypatch.setattr("geventws.interrupting.INTERVAL", SHORT)
+        pages = flask.Flask(__name__)
+        FlaskWebSockets(pages)
+        pages.before_request(lambda: time.sleep(3600))
+        with pytest.raises(geventws.UsageError, match=r"monkey\.patch_all\(\)"):
+            connect(pages, receive_timeout=SHORT)
+
     def test_another_thread(self) -> None:
         told: list[str] = []
 
