@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from math import isinf
 from typing import Any, Literal, Protocol
 
 from geventws.arguments import check_flag, check_function, missing_extra, shown
@@ -71,7 +72,7 @@ class JSONConverter:
         In the second case the error is a ``TypeError`` too.
         """
         try:
-            value = json.loads(message, parse_constant=_refuse)
+            value = json.loads(message, parse_constant=_refuse, parse_float=_finite)
         except (ValueError, RecursionError):
             raise ProtocolError(CloseCode.INVALID_PAYLOAD, "a message is not JSON") from None
         if type is not None and not isinstance(value, type):
@@ -83,6 +84,14 @@ class JSONConverter:
 def _refuse(constant: str) -> Any:
     """Refuses NaN and the infinities, which Python reads though JSON lacks them."""
     raise ValueError(constant)
+
+
+def _finite(text: str) -> float:
+    """Refuses numbers that Python reads as infinite: what was received could not be sent."""
+    value = float(text)
+    if isinf(value):
+        raise ValueError(text)
+    return value
 
 
 class MsgspecConverter:

@@ -93,6 +93,16 @@ def test_half_a_pair_goes_out_as_it_came(message: str) -> None:
         assert converter.deserialize(data) == converter.deserialize(data.decode()) == value
 
 
+@pytest.mark.parametrize(
+    "message", ["1e999", '{"a":[-1E+400]}', "1" * 400 + ".0"], ids=["exponent", "within", "digits"]
+)
+def test_what_is_read_can_be_sent(message: str) -> None:
+    """A number beyond a float's range would be read as infinite, which JSON has no form for."""
+    with pytest.raises(ProtocolError, match="1007 a message is not JSON"):
+        JSONConverter().deserialize(message)
+    assert JSONConverter().deserialize("[1e-999, 1.5e308]") == [0.0, 1.5e308]
+
+
 # -- msgspec -----------------------------------------------------------------------------------------------------------
 
 
