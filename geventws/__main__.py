@@ -18,6 +18,7 @@ from typing import Any
 import gevent
 from gevent import monkey
 
+from geventws import socketio
 from geventws._build import VERSION, build
 from geventws.connecting import main as connect
 from geventws.connecting import seconds
@@ -91,6 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
         traceback.print_exc()
         watch.wait()
         sys.exit(RELOAD_STATUS)
+    socketio.install_if_used()
     serve(app, address, options.reload)
 
 

@@ -166,7 +166,12 @@ class ServerCall:
         """Reports, once, what the handler of this name raised after the 101."""
         log.error("the handler %s failed, %s", name, self.described, exc_info=error)
 
-    def accept(self, session: WebSocketSession, protocol: str | None, headers: Sequence[tuple[str, str]]) -> None:
+    def accept(
+        self,
+        session: WebSocketSession,
+        protocol: str | None,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]],
+    ) -> None:
         """Sends the 101 and opens the session's connection."""
         handshake = self._unanswered()
         if protocol is not None and protocol not in handshake.protocols:
@@ -221,10 +226,11 @@ class ServerCall:
 
 
 def _pairs(headers: Any) -> list[tuple[str, str]]:
-    are_pairs = isinstance(headers, Iterable) and not isinstance(headers, (str, Mapping))
-    pairs: list[Any] = list(headers) if are_pairs else [headers]
+    given = headers.items() if isinstance(headers, Mapping) else headers
+    are_pairs = isinstance(given, Iterable) and not isinstance(given, str)
+    pairs: list[Any] = list(given) if are_pairs else [given]
     if not are_pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-        raise TypeError(f'headers must be a list of pairs, as in [("X-Room", "7")], not {shown(headers)}')
+        raise TypeError(f'headers must be a dict or a list of pairs, as in [("X-Room", "7")], not {shown(headers)}')
     return pairs
 
 

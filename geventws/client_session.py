@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import urandom
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -59,7 +59,12 @@ class ClientCall:
         #: The header fields of the 101.
         self.headers = Headers()
 
-    def accept(self, session: WebSocketSession, protocol: str | None, headers: Sequence[tuple[str, str]]) -> None:
+    def accept(
+        self,
+        session: WebSocketSession,
+        protocol: str | None,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]],
+    ) -> None:
         """A client's session is open from the start."""
         raise UsageError("a client's session needs no accept()")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from html import unescape
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -65,13 +66,13 @@ class ProtocolError(WebSocketError):
 
 
 class HandshakeError(WebSocketError):
-    """A refused opening handshake, with a ``status``, a sentence and extra ``headers``."""
+    """A refused opening handshake, with a ``status``, a sentence and extra ``headers``, a dict or pairs."""
 
-    def __init__(self, status: int, message: str, headers: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(status, message)
         self.status = status
         self.message = message
-        self.headers = list(headers)
+        self.headers = list(headers.items() if isinstance(headers, Mapping) else headers)
 
     def __str__(self) -> str:
         return f"{self.status} {self.message}"

@@ -46,7 +46,12 @@ class Call(Protocol):
         """The peer's socket address."""
         ...
 
-    def accept(self, session: WebSocketSession, protocol: str | None, headers: Sequence[tuple[str, str]]) -> None:
+    def accept(
+        self,
+        session: WebSocketSession,
+        protocol: str | None,
+        headers: Mapping[str, str] | Sequence[tuple[str, str]],
+    ) -> None:
         """Sends the 101 and opens the session's connection."""
         ...
 
@@ -111,10 +116,11 @@ class WebSocketSession:
         """Called by the connection when it is gone."""
         self.call.ended(self)
 
-    def accept(self, protocol: str | None = None, headers: Sequence[tuple[str, str]] = ()) -> None:
+    def accept(self, protocol: str | None = None, headers: Mapping[str, str] | Sequence[tuple[str, str]] = ()) -> None:
         """Answers the handshake with 101 (RFC 6455 4.2.2), as the first use of the session does automatically.
 
-        ``protocol`` is one that the client offered, by default the route's; ``headers`` are added to the response.
+        ``protocol`` is one that the client offered, by default the route's; ``headers``, a dict or pairs, are added to
+        the response.
         Raises ``ValueError`` for a protocol that wasn't offered or a header that may not be sent, ``UsageError`` if the
         session is already open.
         """

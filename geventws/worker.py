@@ -47,6 +47,7 @@ from gunicorn.sock import ssl_context  # type: ignore[import-untyped]
 from gunicorn.workers.base_async import AsyncWorker  # type: ignore[import-untyped]
 from gunicorn.workers.ggevent import GeventWorker  # type: ignore[import-untyped]
 
+from geventws import socketio
 from geventws.accepting import Acceptor, Waiting, WaitingRoom
 from geventws.arguments import check_number, check_seconds
 from geventws.errors import UsageError
@@ -179,6 +180,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         """Loads the application, and stands between it and gunicorn."""
         super().load_wsgi()
+        socketio.install_if_used()
         # What handlers raise belongs into the error log, where the application has not said otherwise.
         logger = logging.getLogger("geventws")
         if not logger.hasHandlers():

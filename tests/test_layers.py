@@ -90,6 +90,7 @@ ROOMS = [
     "lent_socket",
     # The faces.
     "flask",
+    "socketio",
     "metrics",
     "dashboard",
     "server",

@@ -198,8 +198,8 @@ TOPICS: dict[str, Fits] = {
 }
 CONNECT: dict[str, Fits] = {
     "url": nothing,
-    "protocols": is_empty,
-    "headers": is_empty,
+    "protocols": either(is_none, is_empty),
+    "headers": either(is_none, is_empty),
     "raw": is_flag,
     "origin": either(is_none, is_name),
     "extensions": is_empty,
@@ -304,8 +304,8 @@ CALLABLES: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Fit
         {
             "app": nothing,
             "path": nothing,
-            "protocols": is_empty,
-            "headers": is_empty,
+            "protocols": either(is_none, is_empty),
+            "headers": either(is_none, is_empty),
             "raw": is_flag,
             "origin": either(is_none, is_name),
             "extensions": is_empty,

@@ -269,6 +269,7 @@ class TestBefore101:
             "WSGI app": (lambda: application, 202, "queued"),
             "redirect": (lambda: redirect("/elsewhere", 307), 307, "/elsewhere"),
             "handshake error": (lambda: raising(HandshakeError(409, "wait", [("Retry-After", "5")])), 409, "wait"),
+            "with a dict": (lambda: raising(HandshakeError(401, "who", {"WWW-Authenticate": "Basic"})), 401, "who"),
         }
 
     @pytest.mark.parametrize("name", outcomes())
@@ -343,12 +344,13 @@ class TestBefore101:
             assert conversation(server, "/out") == []
             assert order[8:] == ["app", "outside"]
 
-    def test_a_hook_may_use_the_session(self, make: MakeFace) -> None:
+    @pytest.mark.parametrize("headers", [[("X-Greeted", "yes")], {"X-Greeted": "yes"}], ids=["pairs", "dict"])
+    def test_a_hook_may_use_the_session(self, make: MakeFace, headers: Any) -> None:
         face = make()
 
         @face.sockets.before_request
         def greet(session: Any) -> None:
-            session.accept(headers=[("X-Greeted", "yes")])
+            session.accept(headers=headers)
             session.send("hello")
 
         @face.sockets.route("/")

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-from geventws.compat import socketio
+from geventws import socketio
 from geventws.errors import UsageError
 
 __all__ = ["install"]
@@ -27,7 +27,7 @@ def install() -> None:
     The libraries needn't be installed. Call it once, before anything imports them: raises ``UsageError`` if something
     has, because that would go on using them.
 
-    The WebSockets of Socket.IO become sessions too: see `geventws.compat.socketio`.
+    The WebSockets of Socket.IO become sessions too: see `geventws.socketio`.
     """
     names = [name for name in NAMES if find_spec(PLACE + name) is not None]
     for name in names:

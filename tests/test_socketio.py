@@ -114,27 +114,29 @@ def disconnected(reason):
 os.write(1, b"loaded\\n")
 '''
 
-#: What an app adds where the worker's name does not tell: one of these.
+#: What an app adds for a server that Socket.IO starts itself.
 INSTALL = "import geventws.compat\ngeventws.compat.install()\n"
 
 SCRIPT = ROOT / "tests" / "node" / "node_modules" / "socket.io-client" / "dist" / "socket.io.min.js"
 
 SERVERS = {
-    "geventws.Worker": ("installs", "-k", "geventws.Worker"),
+    "geventws.Worker": ("unchanged", "-k", "geventws.Worker"),
+    "without gevent-websocket": ("without", "-k", "geventws.Worker"),
     "geventws.compat.Worker": ("unchanged", "-k", "geventws.compat.Worker"),
-    "WSGIServer": ("installs",),
+    "development server": ("unchanged",),
 }
 
-#: What has neither ours nor gevent-websocket's uses simple-websocket's.
+#: Where gevent-websocket is not installed, Socket.IO would use simple-websocket.
 WITHOUT = "import sys\nsys.modules['geventwebsocket'] = None\n"
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("chat")
-    (directory / "installs.py").write_text(CHAT.replace("INSTALL", INSTALL))
     (directory / "unchanged.py").write_text(CHAT.replace("INSTALL", ""))
     (directory / "without.py").write_text(CHAT.replace("INSTALL", WITHOUT))
+    patched = "from gevent import monkey\nmonkey.patch_all()\n"
+    (directory / "embeds.py").write_text(patched + CHAT.replace("INSTALL", WITHOUT) + EMBED)
     (directory / "runs.py").write_text(CHAT.replace("INSTALL", INSTALL) + RUN)
     return directory
 
@@ -143,7 +145,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving(directory: Path, name: str, *arguments: str) -> Iterator[tuple[str, Program]]:
     """The chat on a server, and its program."""
     app, *chosen = SERVERS[name]
-    if name == "WSGIServer":
+    if name == "development server":
         with development_server(f"{app}:app", directory) as served:
             yield served
     else:
@@ -301,15 +303,10 @@ def test_several_workers_with_redis(directory: Path, monkeypatch: pytest.MonkeyP
         assert second.receive(PATIENCE) == ["said", "outside"]
 
 
-@pytest.mark.parametrize("server", ["geventws.Worker", "WSGIServer"])
-def test_without_an_install(directory: Path, server: str) -> None:
+def test_a_server_of_its_own_without_an_install(directory: Path) -> None:
     """By simple-websocket, on a socket of ours."""
-    with ExitStack() as stack:
-        address, program = stack.enter_context(
-            development_server("without:app", directory)
-            if server == "WSGIServer"
-            else gunicorn_server("without:app", "-k", server, "--access-logfile", "-", directory=directory)
-        )
+    with Program(sys.executable, "embeds.py", directory=directory) as program:
+        address = program.wait_for(r"serving on (\S+)")[1]
         for transports in (("websocket",), ("polling", "websocket")):
             with client(address, *transports) as chatting:
                 assert chatting.call("say", "hello", timeout=PATIENCE) == "websocket"
@@ -334,6 +331,21 @@ import sys
 from flask_socketio import SocketIO
 
 SocketIO(message_queue=sys.argv[1]).emit("said", "outside")
+"""
+
+EMBED = """
+
+import logging
+
+import gevent
+from geventws import WSGIServer
+
+logging.basicConfig()
+server = WSGIServer(("127.0.0.1", 0), app)
+server.start()
+print(f"serving on 127.0.0.1:{server.server_port}", flush=True)
+gevent.signal_handler(15, server.stop)
+server.serve_forever()
 """
 
 RUN = """
@@ -368,10 +380,10 @@ def test_python_socketio_without_flask(tmp_path: Path) -> None:
 
 
 PLAIN = """
-import geventws.compat.socketio
+import geventws.socketio
 from geventws import PermessageDeflate
 
-geventws.compat.socketio.install(extensions=[PermessageDeflate()])
+geventws.socketio.install(extensions=[PermessageDeflate()])
 
 import socketio
 

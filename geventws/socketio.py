@@ -1,8 +1,8 @@
 """Flask-SocketIO and python-socketio on geventws' sessions, in their ``async_mode="gevent"``.
 
-python-engineio, on which both stand, takes its WebSockets from a table of its gevent driver. `install` puts ours there;
-``geventws.compat.install()`` and ``geventws.compat.Worker`` do that too.
-Packets, heartbeats, rooms and message queues stay Socket.IO's.
+python-engineio, on which both stand, takes its WebSockets from a table of its gevent driver. `install` puts ours there.
+`geventws.Worker` and ``python -m geventws`` call it for an app that has imported Socket.IO, and so does
+``geventws.compat.install()``. Packets, heartbeats, rooms and message queues stay Socket.IO's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from geventws.settings import SettingsDict
 
-__all__ = ["WebSocketWSGI", "install"]
+__all__ = ["WebSocketWSGI", "install", "install_if_used"]
 
 #: Socket.IO pings by itself, and has looked at the origin (``cors_allowed_origins``) before it asks for a WebSocket.
 _DEFAULTS = Settings(ping_interval=None, origins=None)
@@ -49,6 +49,12 @@ def install(**settings: Unpack[SettingsDict]) -> None:
         _take_over(driver)
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def install_if_used() -> None:
+    """Calls `install` where this process has imported python-engineio."""
+    if "engineio" in sys.modules:
+        install()
 
 
 class _Installed:
