@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from math import isfinite
+from time import monotonic
 
 import gevent
 from gevent.socket import wait_read
@@ -28,6 +29,8 @@ __all__ = ["main", "seconds"]
 _PIECE = 64 * 1024
 #: How a WebSocket ends that has ended well.
 _GOOD = (CloseCode.NORMAL, CloseCode.GOING_AWAY, CloseCode.NO_STATUS)
+#: Seconds between looks whether something has come.
+_LOOK_SECONDS = 0.1
 #: The status of a process that Ctrl-C ends, as shells have it.
 _INTERRUPTED = 130
 
@@ -237,9 +240,10 @@ class _Conversation:
         # A server that reads one message after the other comes to the ping last.
         with suppress(TimeoutError):
             session.ping()
-        heard = None
-        while heard != (heard := self._heard()):
-            session.wait_closed(self._wait)
+        heard, since = self._heard(), monotonic()
+        while (left := since + self._wait - monotonic()) > 0 and not session.wait_closed(min(left, _LOOK_SECONDS)):
+            if heard != (heard := self._heard()):
+                since = monotonic()
 
     def _heard(self) -> tuple[int, int]:
         """What came so far: messages, and kilobytes, as one may be on its way for long; pongs are no sound."""
