@@ -11,7 +11,7 @@ from sys import intern
 from typing import NamedTuple
 from urllib.parse import unquote
 
-__all__ = ["HeadBuffer", "HeadError", "RequestHead", "parse_head"]
+__all__ = ["COMMON_FIELDS", "HeadBuffer", "HeadError", "RequestHead", "parse_head"]
 
 #: Header fields of one request.
 MAX_FIELDS = 100
@@ -41,6 +41,31 @@ _SINGLE = frozenset(
         "HTTP_TRANSFER_ENCODING",
     )
 )
+
+#: Fields whose values many clients have in common: requests, and the sessions that they become, share the strings.
+COMMON_FIELDS = frozenset(
+    (
+        "HTTP_ACCEPT_ENCODING",
+        "HTTP_ACCEPT_LANGUAGE",
+        "HTTP_CACHE_CONTROL",
+        "HTTP_CONNECTION",
+        "HTTP_HOST",
+        "HTTP_ORIGIN",
+        "HTTP_PRAGMA",
+        "HTTP_SEC_WEBSOCKET_EXTENSIONS",
+        "HTTP_SEC_WEBSOCKET_PROTOCOL",
+        "HTTP_SEC_WEBSOCKET_VERSION",
+        "HTTP_UPGRADE",
+        "HTTP_USER_AGENT",
+        "HTTP_X_FORWARDED_HOST",
+        "HTTP_X_FORWARDED_PORT",
+        "HTTP_X_FORWARDED_PROTO",
+    )
+)
+
+#: Lines of such fields that are remembered, and characters of the longest of them.
+_REMEMBERED = 500
+_REMEMBERED_LENGTH = 256
 
 _USUAL_NAMES = (
     "Accept Accept-Encoding Accept-Language Authorization Cache-Control Connection Content-Length "
@@ -208,24 +233,33 @@ def _read_request_line(line: str) -> tuple[str, str, str, str, str | None]:
 
 def _read_fields(lines: list[str]) -> dict[str, str]:
     fields: dict[str, str] = {}
-    keys = _KEYS
-    for number in range(1, len(lines)):
-        name, colon, value = lines[number].partition(":")
-        if not colon:
-            raise HeadError(400, "a header field has no colon", lines[number])
-        key = keys.get(name)
-        if key is None:
-            key = _key_of(name)
-        if not key:
-            continue
-        value = value.strip(" \t")
+    for line in lines[1:]:
+        key, value = _LINES.get(line) or _read_field(line)
         if key not in fields:
             fields[key] = value
         elif key in _SINGLE:
-            raise HeadError(400, "a header field that may stand once is repeated", name)
+            raise HeadError(400, "a header field that may stand once is repeated", line.partition(":")[0])
         else:
             fields[key] += ("; " if key == "HTTP_COOKIE" else ",") + value
+    # That of the names that WSGI can't tell from others.
+    fields.pop("", None)
     return fields
+
+
+def _read_field(line: str) -> tuple[str, str]:
+    """The environ key of a field line, empty as `_key_of` has it, and the value."""
+    name, colon, value = line.partition(":")
+    if not colon:
+        raise HeadError(400, "a header field has no colon", line)
+    key = _KEYS.get(name)
+    if key is None:
+        key = _key_of(name)
+    field = key, value.strip(" \t")
+    if key in COMMON_FIELDS and len(line) <= _REMEMBERED_LENGTH:
+        if len(_LINES) >= _REMEMBERED:
+            _LINES.clear()
+        _LINES[line] = field
+    return field
 
 
 def _key_of(name: str) -> str:
@@ -249,6 +283,8 @@ def _line_too_long(is_request_line: bool) -> HeadError:
     return HeadError(431, "a header field is too long")
 
 
+#: What `_read_field` gives for common lines of late; what a line means never changes.
+_LINES: dict[str, tuple[str, str]] = {}
 #: Field names and their environ keys: the usual ones in their two spellings, and others as they come, up to a bound.
 _KEYS: dict[str, str] = {}
 for _name in _USUAL_NAMES.split():

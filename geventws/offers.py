@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from sys import intern
 from typing import Any
 
 import gevent
@@ -20,7 +21,7 @@ from gunicorn.http.wsgi import Response, create  # type: ignore[import-untyped]
 from gunicorn.workers.base_async import ALREADY_HANDLED  # type: ignore[import-untyped]
 
 from geventws.errors import UsageError
-from geventws.http_head import HeadError, parse_head
+from geventws.http_head import COMMON_FIELDS, HeadError, parse_head
 from geventws.lent_socket import LentSocket
 from geventws.peer_log import shorten
 from geventws.server import tell_failure
@@ -36,6 +37,9 @@ StartResponse = Callable[..., Callable[[bytes], object]]
 
 #: A field whose name has an underscore: whether it counts is for gunicorn's settings to say.
 _UNDERSCORE = re.compile(rb"\r\n[^:\r]*_")
+#: What an environ needs no more once the connection is taken: ways to write HTTP.
+_USELESS = ("wsgi.early_hints", "gunicorn.socket", "gunicorn.sock", "werkzeug.socket")
+
 #: Fields of requests that have more to them than an offer.
 _BEYOND_OFFERS = frozenset(("CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING", "HTTP_EXPECT"))
 
@@ -261,10 +265,24 @@ class Exchange:
             raise UsageError("the response has begun: take the connection before anything of it is written")
         if environ.get("CONTENT_LENGTH", "0") != "0" or "HTTP_TRANSFER_ENCODING" in environ:
             raise UsageError("a request with a body can't be upgraded")
-        read_ahead = self.request.unreader.take_buffered() if self._rest is None else self._rest
+        if self._rest is None:
+            read_ahead = self.request.unreader.take_buffered()
+            _share_values(environ)
+        else:
+            read_ahead = self._rest
         sock, self.socket, self._rest = self.socket, None, b""
+        for key in _USELESS:
+            environ.pop(key, None)
         lighten(environ)
         return unwrap(sock), bytearray(read_ahead)
+
+
+def _share_values(environ: dict[str, Any]) -> None:
+    """Has sessions share the strings that many have in common; gunicorn's parser makes them anew for each."""
+    for key in COMMON_FIELDS & environ.keys():
+        value = environ[key]
+        if type(value) is str:
+            environ[key] = intern(value)
 
 
 class _Switched:

@@ -25,31 +25,8 @@ KEY = "geventws.upgrade"
 #: application hears of it.
 on_refusal: list[Callable[[dict[str, Any], int], object]] = []
 
-#: What an environ needs no more once the connection is taken: the request's body, and ways to write HTTP.
-_USELESS = ("wsgi.early_hints", "gunicorn.socket", "gunicorn.sock", "werkzeug.socket")
-
-#: Whose values many clients have in common. Their sessions share one string.
-_COMMON = frozenset(
-    (
-        "HTTP_ACCEPT_ENCODING",
-        "HTTP_ACCEPT_LANGUAGE",
-        "HTTP_CACHE_CONTROL",
-        "HTTP_CONNECTION",
-        "HTTP_HOST",
-        "HTTP_ORIGIN",
-        "HTTP_PRAGMA",
-        "HTTP_SEC_WEBSOCKET_EXTENSIONS",
-        "HTTP_SEC_WEBSOCKET_PROTOCOL",
-        "HTTP_SEC_WEBSOCKET_VERSION",
-        "HTTP_UPGRADE",
-        "HTTP_USER_AGENT",
-        "PATH_INFO",
-        "RAW_URI",
-        "REMOTE_ADDR",
-        "REQUEST_METHOD",
-        "SERVER_PROTOCOL",
-    )
-)
+#: What an environ has of a connection or a path that others have too. Their sessions share one string.
+_COMMON = ("PATH_INFO", "RAW_URI", "REMOTE_ADDR")
 
 
 #: What a gevent socket has in place of its own when that is taken.
@@ -189,15 +166,13 @@ NO_INPUT = NoInput()
 
 
 def lighten(environ: dict[str, Any]) -> None:
-    """Drops from the environ of a taken connection, which lives as long as its session, what only HTTP needs."""
-    for key in _USELESS:
-        environ.pop(key, None)
+    """Has the environ of a taken connection, which lives as long as its session, take less memory."""
     environ["wsgi.input"] = NO_INPUT
-    kept = environ.copy()
-    for key in _COMMON & kept.keys():
-        value = kept[key]
+    for key in _COMMON:
+        value = environ.get(key)
         if type(value) is str:
-            kept[key] = intern(value)
+            environ[key] = intern(value)
+    kept = environ.copy()
     # A dict that grew key by key has up to twice the room it needs; one that is updated while empty has not.
     environ.clear()
     environ.update(kept)

@@ -248,7 +248,6 @@ def test_the_environ_of_a_session_keeps_what_the_session_needs() -> None:
         "REQUEST_METHOD": "GET",
         "HTTP_HOST": "a",
         "wsgi.input": object(),
-        "wsgi.early_hints": object(),
         "mine": 5,
     }
     lighten(environ)

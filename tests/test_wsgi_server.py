@@ -293,6 +293,32 @@ def test_the_names_of_unknown_fields_do_not_pile_up() -> None:
     assert len(http_head._KEYS) <= 500
 
 
+def test_requests_share_the_values_that_many_have_in_common_and_no_others() -> None:
+    first, second = (read(head("Origin: http://a", "Cookie: a=1", "X-Token: bb")).fields for _ in range(2))
+    assert first == second
+    assert first["HTTP_ORIGIN"] is second["HTTP_ORIGIN"]
+    assert first["HTTP_COOKIE"] is not second["HTTP_COOKIE"]
+    assert first["HTTP_X_TOKEN"] is not second["HTTP_X_TOKEN"]
+
+
+def test_common_lines_of_ever_new_values_do_not_pile_up() -> None:
+    from geventws import http_head
+
+    for number in range(2000):
+        assert read(head(f"User-Agent: {number}")).fields["HTTP_USER_AGENT"] == str(number)
+    assert read(head("User-Agent: " + "a" * 1000)).fields["HTTP_USER_AGENT"] == "a" * 1000
+    assert len(http_head._LINES) <= 500
+    assert max(map(len, http_head._LINES)) <= 256
+
+
+def test_a_remembered_line_is_as_strictly_read_as_a_new_one() -> None:
+    for _ in range(2):
+        with pytest.raises(HeadError, match="may stand once is repeated"):
+            read(head("Origin: http://a", "Origin: http://a"))
+        assert read(head("Accept-Language: a", "Accept-Language: a")).fields["HTTP_ACCEPT_LANGUAGE"] == "a,a"
+        assert "HTTP_ORIGIN" not in read(head("X_Origin: http://a", "_: b")).fields
+
+
 @pytest.mark.parametrize(
     ("line", "path", "query", "host"),
     [
