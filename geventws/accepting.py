@@ -94,10 +94,7 @@ class WaitingRoom:
 
         Tells whether the connection was here.
         """
-        if waiting not in self._connections:
-            return False
-        del self._connections[waiting]
-        return True
+        return self._connections.pop(waiting, False) is None  # type: ignore[arg-type]
 
     def end_input(self) -> bool:
         """Ends the wait of all but those that came just now; tells whether there are such.

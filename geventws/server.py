@@ -140,8 +140,9 @@ class _Input:
             if receipts > CRUMBS:
                 gevent.sleep(CRUMBS_GATHER)
             if deadline is not None:
-                # Zero would mean not to wait; what has arrived in time is read even when the deadline is over.
-                self._socket.settimeout(max(0.001, deadline - monotonic()))
+                # Zero would mean not to wait; what has arrived in time is read even when the deadline is over. Past
+                # settimeout(), which looks at its argument for longer than all else here takes.
+                self._socket.timeout = max(0.001, deadline - monotonic())
             try:
                 piece = self._socket.recv(INPUT_SIZE)
             except TimeoutError:
@@ -157,7 +158,7 @@ class _Input:
             buffer.feed(piece)
             head = buffer.take_head()
         if deadline is not None:
-            self._socket.settimeout(None)
+            self._socket.timeout = None
         return head
 
     def read(self, size: int) -> bytes:
