@@ -137,6 +137,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         super().__init__(*arguments, **keywords)
         #: Whether a hook gets to see the responses.
         self.watches_responses = self.cfg.post_request is not PostRequest.default
+        #: The hook, which the configuration takes long to look up.
+        self.pre_request = self.cfg.pre_request
         self.peer_log = PeerLog(self.log.warning)
 
     @classmethod
@@ -395,13 +397,14 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def _serve_offer(self, offers: OfferReader, connection: list[Any]) -> bool:
         """Serves a connection whose first packet is a plain offer; any other is left to gunicorn, and gives False."""
         client, addr = connection
-        client.settimeout(self.handshake_timeout)
+        # Past settimeout(), which looks at its argument for longer than a receipt takes.
+        client.timeout = self.handshake_timeout
         try:
             piece = client.recv(INPUT_SIZE)
         except OSError:
             # It is gone; or it said nothing, as browsers do that connect in advance, and expects no answer.
             return True
-        client.settimeout(None)
+        client.timeout = None
         offer = offers.read(piece, addr)
         if offer is None:
             client.put_back(piece)
