@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import functools
 import json
+import socket
 from typing import Any
 
 import flask
@@ -17,6 +18,8 @@ import gevent.local
 import werkzeug.routing
 from flask_sockets import Sockets
 from gevent.event import Event
+from gevent.select import select
+from gevent.socket import wait_write
 from geventwebsocket import Resource, WebSocketApplication, WebSocketError
 from geventwebsocket.exceptions import ProtocolError
 from geventwebsocket.websocket import MSG_ALREADY_CLOSED, MSG_SOCKET_DEAD
@@ -206,10 +209,64 @@ def tells(ws: Any, environ: dict[str, Any]) -> None:
         noted()
 
 
+def selects(ws: Any, environ: dict[str, Any]) -> None:
+    """Waits until its socket is readable, as what has several things to wait for."""
+    while not ws.closed:
+        select([ws.stream.handler.socket], [], [])
+        message = ws.receive()
+        if message is not None:
+            ws.send(message)
+        if message == "leave":
+            break
+    note("selected")
+
+
+def idles(ws: Any, environ: dict[str, Any]) -> None:
+    """Gives up clients that say nothing."""
+    ws.handler.socket.settimeout(0.05)
+    while (message := ws.receive()) is not None:
+        ws.send(message)
+    note(f"idle {ws.closed}")
+
+
+def cuts(ws: Any, environ: dict[str, Any]) -> None:
+    """Cuts the connection of a client that another greenlet waits for."""
+    gevent.spawn(ws.stream.handler.socket.shutdown, 2)
+    note(f"cut {ws.receive()}")
+
+
+def tunes(ws: Any, environ: dict[str, Any]) -> None:
+    """What else apps do with the socket."""
+    sock = ws.handler.socket
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.settimeout(20)
+    sock.timeout = 10
+    wait_write(sock.fileno())
+    is_set = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+    ws.send(json.dumps([is_set, sock.gettimeout(), sock.timeout, sock.getpeername(), sock.family, sock.fileno() > 2]))
+    # As one that writes waits, while another reads.
+    reader = gevent.spawn(lambda: [ws.send(message) for message in iter(ws.receive, None)])
+    gevent.sleep(0)
+    wait_write(sock.fileno())
+    ws.send("written")
+    reader.get()
+
+
+def reads(ws: Any, environ: dict[str, Any]) -> None:
+    """Reads from the socket itself, which is not for apps."""
+    sock = ws.handler.socket
+    sock.fileno()
+    try:
+        sock.recv(1)
+    except AttributeError as error:
+        ws.send(str(error))
+
+
 SOCKETS = {
     "/echo": echo, "/types": types, "/attributes": attributes, "/binary": binary, "/closes": closes, "/ends": ends,
     "/timeouts": timeouts, "/raises": raises, "/speaks-on": speaks_on, "/crowd": crowd, "/waits": waits,
     "/parks": parks, "/pushes": pushes, "/nothings": nothings, "/tells": tells, "/hooked/socket": echo,
+    "/selects": selects, "/idles": idles, "/cuts": cuts, "/tunes": tunes, "/reads": reads,
 }  # fmt: skip
 
 

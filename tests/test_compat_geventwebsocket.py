@@ -159,6 +159,34 @@ class TestAlike:
             client.say(TEXT, b"now")
             client.hears("now")
 
+    def test_select_tells_that_a_message_waits(self, either: Server) -> None:
+        with either.client("/selects") as client:
+            for word in ("one", "two", "three"):
+                client.say(TEXT, word.encode())
+                client.hears(word)
+            client.bye()
+        assert either.events(1) == ["selected"]
+
+    def test_a_timeout_of_the_socket_closes(self, either: Server) -> None:
+        with either.client("/idles") as client:
+            client.say(TEXT, b"here")
+            client.hears("here")
+            assert client.hear()[0] == CLOSE_FRAME
+        assert either.events(1) == ["idle True"]
+
+    def test_who_shuts_the_socket_down_ends_the_wait_for_a_message(self, either: Server) -> None:
+        with either.client("/cuts") as client:
+            assert client.rest() == b""
+        assert either.events(1) == ["cut None"]
+
+    def test_the_socket_has_options_and_addresses(self, either: Server) -> None:
+        with either.client("/tunes") as client:
+            assert client.told() == [True, 10, 10, list(client.socket.getsockname()), socket.AF_INET, True]
+            client.hears("written")
+            client.say(TEXT, b"read")
+            client.hears("read")
+            client.bye()
+
     def test_plain_http_on_the_same_path(self, either: Server) -> None:
         assert get(either.address, "/echo") == "plain"
         with Client(either.address) as client:
@@ -327,6 +355,20 @@ class TestBetter:
             first, payload = client.hear()
             assert (first, payload[:2]) == (CLOSE_FRAME, code.to_bytes(2, "big"))
         assert ours.events(1) == ["None"]
+
+    def test_select_tells_also_of_messages_that_came_together(self, ours: Server) -> None:
+        """The real one waits for more, with the second in a buffer."""
+        with ours.client("/selects") as client:
+            client.send(frame(TEXT, b"one") + frame(TEXT, b"two") + frame(TEXT, b"leave") + frame(TEXT, b"late"))
+            for word in ("one", "two", "leave"):
+                client.hears(word)
+            assert client.hear() == (CLOSE_FRAME, b"\x03\xe8")
+        assert ours.events(1) == ["selected"]
+
+    def test_what_is_the_sessions_own_is_told_of_the_socket(self, ours: Server) -> None:
+        with ours.client("/reads") as client:
+            client.hears("'recv' of a WebSocket's socket is its session's: use the WebSocket's own methods")
+            assert client.hear()[0] == CLOSE_FRAME
 
     def test_concurrent_sends_do_not_mix(self, ours: Server) -> None:
         with ours.client("/crowd") as client:

@@ -21,6 +21,9 @@ from geventws.settings import Settings
 
 __all__ = ["Client", "WebSocketHandler"]
 
+#: Where the server keeps a connection's socket.
+_socket: Any = WSGIHandler.__dict__["socket"]
+
 #: Seconds for the head of a request where the server has no setting for it.
 HANDSHAKE_TIMEOUT = 10.0
 
@@ -39,6 +42,15 @@ class WebSocketHandler(HandlerFace, WSGIHandler):
         super().__init__(sock, address, server, rfile)
         if server.handshake_timeout is not None:
             self.deadline = monotonic() + server.handshake_timeout
+
+    @property
+    def socket(self) -> Any:
+        """The socket of the connection; while its WebSocket is open, what stands for that."""
+        return _socket.__get__(self) if self.websocket is None else self.websocket.hold_socket()
+
+    @socket.setter
+    def socket(self, value: Any) -> None:
+        _socket.__set__(self, value)
 
     def _read_request(self) -> bool:
         if not super()._read_request():

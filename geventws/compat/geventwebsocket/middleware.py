@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException
 
 from geventws.call import DefaultWebSocketServerSession, ServerCall, call_handler, refusal
 from geventws.compat.geventwebsocket.exceptions import WebSocketError
+from geventws.compat.geventwebsocket.handler_socket import HandlerSocket
 from geventws.compat.geventwebsocket.logging import create_logger
 from geventws.compat.geventwebsocket.websocket import WebSocket
 from geventws.compat.matching import match_plain_rules_too
@@ -104,6 +105,11 @@ class ConnectionHandler(HandlerFace):
         self.server = server
         self.environ = environ
         self.client_address = address_of(environ)
+
+    @property
+    def socket(self) -> HandlerSocket | None:
+        """The socket of the WebSocket; None where there is none that is open."""
+        return None if self.websocket is None else self.websocket.hold_socket()
 
 
 def address_of(environ: WSGIEnvironment) -> Any:

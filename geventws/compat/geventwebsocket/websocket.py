@@ -12,6 +12,7 @@ from struct import pack
 from typing import TYPE_CHECKING, Any
 
 from geventws.compat.geventwebsocket.exceptions import WebSocketError
+from geventws.compat.geventwebsocket.handler_socket import HandlerSocket, Silence
 from geventws.errors import ConnectionClosed, ProtocolError
 from geventws.frames import MAX_CONTROL_PAYLOAD, CloseCode, CloseReason, may_be_sent
 
@@ -38,6 +39,9 @@ class WebSocket:
     OPCODE_PING = 0x09
     OPCODE_PONG = 0x0A
 
+    #: What the app has as ``handler.socket``, once it has asked for that.
+    handler_socket: HandlerSocket | None = None
+
     def __init__(
         self, session: DefaultWebSocketServerSession, handler: Any, open_session: Callable[[], object]
     ) -> None:
@@ -62,7 +66,12 @@ class WebSocket:
             raise WebSocketError(MSG_ALREADY_CLOSED)
         self._receives = True
         try:
-            message = self.session.receive()
+            held = self.handler_socket
+            message = self.session.receive() if held is None else held.receive()
+        except Silence:
+            self.close()
+            self.current_app.on_close(MSG_CLOSED)
+            return None
         except ConnectionClosed as error:
             self._over = True
             if self._was_lost(error.reason.code):
@@ -139,6 +148,14 @@ class WebSocket:
     def ended(self) -> None:
         """Called when the request is over: others that hold the WebSocket see that it is closed."""
         self._over = True
+        if self.handler_socket is not None:
+            self.handler_socket.ended()
+
+    def hold_socket(self) -> HandlerSocket:
+        """The socket that apps find as ``handler.socket``."""
+        if self.handler_socket is None:
+            self.handler_socket = HandlerSocket(self.session)
+        return self.handler_socket
 
     @property
     def closed(self) -> bool:
