@@ -262,11 +262,21 @@ def reads(ws: Any, environ: dict[str, Any]) -> None:
         ws.send(str(error))
 
 
+def heads(ws: Any, environ: dict[str, Any]) -> None:
+    """What handlers know of the request; many apps take the cookie from there."""
+    handler = ws.handler
+    names = ("cookie", "User-Agent", "x-twice", "Host", "X-None")
+    told = [handler.headers.get(name) is not None for name in names]
+    told += [handler.headers["Cookie"], handler.headers.get("X-None", "nothing"), "cookie" in handler.headers]
+    ws.send(json.dumps([*told, handler.path, handler.command, handler.requestline, handler.request_version]))
+    ws.receive()
+
+
 SOCKETS = {
     "/echo": echo, "/types": types, "/attributes": attributes, "/binary": binary, "/closes": closes, "/ends": ends,
     "/timeouts": timeouts, "/raises": raises, "/speaks-on": speaks_on, "/crowd": crowd, "/waits": waits,
     "/parks": parks, "/pushes": pushes, "/nothings": nothings, "/tells": tells, "/hooked/socket": echo,
-    "/selects": selects, "/idles": idles, "/cuts": cuts, "/tunes": tunes, "/reads": reads,
+    "/selects": selects, "/idles": idles, "/cuts": cuts, "/tunes": tunes, "/reads": reads, "/heads": heads,
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from geventws.compat.geventwebsocket.middleware import Clients, WebSocketMiddlew
 from geventws.compat.geventwebsocket.server import WebSocketServer
 from geventws.compat.geventwebsocket.utils import get_version
 from geventws.compat.geventwebsocket.websocket import Header, WebSocket
+from geventws.errors import UsageError
 from tests.faces import conversation, fetch, refused
 from tests.old_conversations import (
     BINARY_FRAME,
@@ -186,6 +187,18 @@ class TestAlike:
             client.say(TEXT, b"read")
             client.hears("read")
             client.bye()
+
+    def test_the_handler_knows_the_head_of_the_request(self, either: Server) -> None:
+        with either.client("/heads?a=%20b", "Cookie: name=ada; b=c", "User-Agent: me", "X-Twice: 1, 2") as client:
+            *told, path, command, line, version = client.told()
+            client.bye()
+        assert told == [True, True, True, True, False, "name=ada; b=c", "nothing", True]
+        assert (path, command, line, version) == (
+            "/heads?a=%20b",
+            "GET",
+            "GET /heads?a=%20b HTTP/1.1",
+            "HTTP/1.1",
+        )
 
     def test_plain_http_on_the_same_path(self, either: Server) -> None:
         assert get(either.address, "/echo") == "plain"
@@ -704,6 +717,13 @@ class TestWebSocketServer:
 def run(program: str) -> subprocess.CompletedProcess[str]:
     """Runs a program in a process of its own, as what is imported can't be undone."""
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+
+
+def test_a_handler_that_replaces_the_upgrade_is_refused() -> None:
+    """Lest an app lose who it lets in: nothing of ours would call it."""
+    for name in ("upgrade_websocket", "upgrade_connection", "run_websocket"):
+        with pytest.raises(UsageError, match=rf"Strict\.{name}\(\) would never be called"):
+            type("Strict", (WebSocketHandler,), {name: lambda self: None})
 
 
 class TestOldNames:

@@ -14,12 +14,16 @@ from geventws.accepting import WaitingRoom
 from geventws.compat.geventwebsocket.logging import create_logger
 from geventws.compat.geventwebsocket.middleware import Client, Clients, HandlerFace, address_of, offers, serve
 from geventws.compat.matching import match_plain_rules_too
+from geventws.errors import UsageError
 from geventws.frames import CloseCode
 from geventws.peer_log import PeerLog
 from geventws.server import WSGIHandler, close_sessions, server_is_full, server_is_stopping
 from geventws.settings import Settings
 
 __all__ = ["Client", "WebSocketHandler"]
+
+#: What subclasses replaced to have a part in the upgrade.
+_NEVER_CALLED = frozenset({"run_websocket", "upgrade_connection", "upgrade_websocket"})
 
 #: Where the server keeps a connection's socket.
 _socket: Any = WSGIHandler.__dict__["socket"]
@@ -28,7 +32,7 @@ _socket: Any = WSGIHandler.__dict__["socket"]
 HANDSHAKE_TIMEOUT = 10.0
 
 
-class WebSocketHandler(HandlerFace, WSGIHandler):
+class WebSocketHandler(HandlerFace, WSGIHandler):  # type: ignore[misc]  # pywsgi's headers are of a class of its own
     """A connection of ``pywsgi.WSGIServer(listener, app, handler_class=WebSocketHandler)``, or of geventws' server.
 
     ``client_address`` is by what the client is listed. A ``pre_start_hook`` of the server is called with the handler of
@@ -36,6 +40,15 @@ class WebSocketHandler(HandlerFace, WSGIHandler):
     """
 
     SUPPORTED_VERSIONS = ("13",)
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for name in _NEVER_CALLED & vars(cls).keys():
+            # One may be there to tell whom the app lets in.
+            raise UsageError(
+                f"{cls.__name__}.{name}() would never be called: refuse in pre_start_hook, or where the app takes its "
+                "WebSocket, before which it may answer in HTTP"
+            )
 
     def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
         _complete(server)
@@ -51,6 +64,11 @@ class WebSocketHandler(HandlerFace, WSGIHandler):
     @socket.setter
     def socket(self, value: Any) -> None:
         _socket.__set__(self, value)
+
+    @property
+    def path(self) -> str | None:  # type: ignore[override]
+        """The path of the request with its query, as the client sent it; None before the first."""
+        return self.requestline.split(" ")[1] if self.requestline else None
 
     def _read_request(self) -> bool:
         if not super()._read_request():

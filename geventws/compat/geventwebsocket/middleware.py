@@ -7,9 +7,11 @@ as it likes, and from then on nothing that it does writes HTTP.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from http.client import HTTPMessage
 from itertools import count
 from logging import Logger
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from werkzeug.exceptions import HTTPException
 
@@ -88,6 +90,15 @@ class HandlerFace:
     websocket: WebSocket | None = None
 
     @property
+    def headers(self) -> HTTPMessage:
+        """The header fields of the request, by their names in any case, as in ``headers.get("Cookie")``."""
+        headers = HTTPMessage()
+        for name, value in (self.environ or {}).items():
+            if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+                headers.add_header(name.removeprefix("HTTP_").replace("_", "-").title(), str(value))
+        return headers
+
+    @property
     def active_client(self) -> Client:
         """This connection's entry in the list of clients; raises ``KeyError`` where it has none."""
         return self.server.clients[self.client_address]  # type: ignore[no-any-return]
@@ -105,6 +116,22 @@ class ConnectionHandler(HandlerFace):
         self.server = server
         self.environ = environ
         self.client_address = address_of(environ)
+        self.command: str = environ["REQUEST_METHOD"]
+        self.request_version: str = environ["SERVER_PROTOCOL"]
+
+    @property
+    def path(self) -> str:
+        """The path of the request with its query, as the client sent it where the server tells."""
+        environ = self.environ
+        if "RAW_URI" in environ:
+            return str(environ["RAW_URI"])
+        path = quote((environ.get("SCRIPT_NAME", "") + environ["PATH_INFO"]).encode("latin-1"))
+        return f"{path}?{environ['QUERY_STRING']}" if environ.get("QUERY_STRING") else path
+
+    @property
+    def requestline(self) -> str:
+        """The first line of the request."""
+        return f"{self.command} {self.path} {self.request_version}"
 
     @property
     def socket(self) -> HandlerSocket | None:
