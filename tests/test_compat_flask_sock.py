@@ -36,7 +36,7 @@ import gevent
 import gevent.queue
 import simple_websocket
 from flask import Blueprint, Flask, abort, request, session
-from SOCK import Sock
+from SOCK import Server, Sock
 from ERRORS import ConnectionClosed
 
 app = Flask(__name__)
@@ -97,7 +97,8 @@ def room(ws, number):
 
 
 @sock.route("/told")
-def told(ws):
+def told(ws: Server):
+    ws.send(f"{isinstance(ws, Server)}")
     ws.send(f"{ws.subprotocol} {ws.connected} {ws.environ['PATH_INFO']} {int(ws.close_reason)} {ws.close_message}")
     ws.send(5)
     ws.send(b"bytes")

@@ -28,7 +28,7 @@ from geventws.flask import FlaskCall, configured
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["ConnectionClosed", "Sock", "WebSocket"]
+__all__ = ["ConnectionClosed", "Server", "Sock", "WebSocket"]
 
 View = Callable[..., Any]
 
@@ -150,6 +150,10 @@ class WebSocket:
     def _over(self) -> ConnectionClosed:
         self._told = True
         return ConnectionClosed(self.close_reason, self.close_message, self)
+
+
+#: What flask-sock calls it; views have it in their annotations.
+Server = WebSocket
 
 
 class Sock:
