@@ -6,11 +6,12 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Page, expect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -53,6 +54,34 @@ def count():
 if __name__ == "__main__":
     bottle.run(app, server=GeventWebSocketServer, host="127.0.0.1", port=int(sys.argv[1]))
 """
+
+#: Eel, whose desktop apps stand on bottle-websocket: Python calls JavaScript while JavaScript calls it.
+EEL = """
+import sys
+
+import eel
+
+eel.init("web")
+
+
+@eel.expose
+def greet(name):
+    return f"hello {name}, {eel.add(20, 22)()}"
+
+
+def closed(page, others):
+    print("closed", page, len(others), flush=True)
+
+
+if __name__ == "__main__":
+    eel.start("index.html", mode=None, host="127.0.0.1", port=int(sys.argv[1]), close_callback=closed)
+"""
+
+EEL_PAGE = """<!doctype html><title>Eel</title><p id=said></p><script src="/eel.js"></script><script>
+eel.expose(add);
+function add(one, other) { return one + other; }
+window.onload = async () => { document.getElementById("said").textContent = await eel.greet("ada")(); };
+</script>"""
 
 #: Views of django-gevent-websocket: one takes its WebSocket, and one is called when select says that something came.
 DJANGO = """
@@ -128,12 +157,14 @@ FLASK_SOCK_WORKERS = ["gevent", "geventws.Worker", "geventws.compat.Worker"]
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     patch = "from gevent import monkey\nmonkey.patch_all()\n"
-    for name, text in {"bottle_app": BOTTLE, "django_app": DJANGO}.items():
+    for name, text in {"bottle_app": BOTTLE, "django_app": DJANGO, "eel_app": EEL}.items():
         # For gunicorn, and with a server of its own.
         (tmp_path / f"{name}.py").write_text(text)
         for whose, beginning in BEGINNINGS.items():
             (tmp_path / f"{name}_{whose}.py").write_text(patch + beginning + text)
     (tmp_path / "turbo_app.py").write_text(TURBO)
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "index.html").write_text(EEL_PAGE)
     return tmp_path
 
 
@@ -144,24 +175,36 @@ def served(app: str, whose: str, how: str, directory: Path) -> Iterator[str]:
         with gunicorn_server(f"{app}:app", "-k", WORKERS[whose], directory=directory) as (address, _):
             yield address
         return
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with Program(sys.executable, f"{app}_{whose}.py", str(port), directory=directory) as program:
         program.wait_for("Listening on")
         yield f"127.0.0.1:{port}"
         program.process.kill()
 
 
-def opened(address: str, path: str) -> ClientConnection:
-    """A connection; tried again while the server that said that it listens does not yet."""
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]  # type: ignore[no-any-return]
+
+
+def listens(port: int) -> None:
+    """Waits until something listens there."""
     while True:
         try:
-            return connect(f"ws://{address}{path}", proxy=None)
+            socket.create_connection(("127.0.0.1", port)).close()
         except ConnectionRefusedError:
-            pass
+            continue
+        return
 
 
-def page(address: str, path: str) -> str:
+def opened(address: str, path: str) -> ClientConnection:
+    """A connection to a server that listens, or has said that it is about to."""
+    listens(int(address.rpartition(":")[2]))
+    return connect(f"ws://{address}{path}", proxy=None)
+
+
+def body(address: str, path: str) -> str:
     """The body of a page."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"http://{address}{path}", timeout=PATIENCE) as response:
@@ -178,7 +221,7 @@ def leave(*clients: ClientConnection) -> None:
 
 def counted(address: str, number: int) -> None:
     """Waits until that many users are there."""
-    while page(address, "/users") != str(number):
+    while body(address, "/users") != str(number):
         pass
 
 
@@ -206,6 +249,20 @@ def test_bottle_websocket(kind: tuple[str, str], directory: Path) -> None:
         counted(address, 0)
 
 
+@pytest.mark.parametrize("whose", BEGINNINGS)
+def test_eel(open_page: Callable[[str], Page], whose: str, directory: Path) -> None:
+    port = free_port()
+    with Program(sys.executable, f"eel_app_{whose}.py", str(port), directory=directory) as program:
+        listens(port)
+        page = open_page(f"http://127.0.0.1:{port}/index.html")
+        for _ in range(2):
+            expect(page.locator("#said")).to_have_text("hello ada, 42")
+            page.reload()
+            # The page that comes may be there before that which goes.
+            program.wait_for(r"closed index.html \d")
+        program.process.kill()
+
+
 def test_django_gevent_websocket(kind: tuple[str, str], directory: Path) -> None:
     with served("django_app", *kind, directory) as address:
         for path, answer in (("/echo", "{}"), ("/told", "told {}")):
@@ -215,7 +272,7 @@ def test_django_gevent_websocket(kind: tuple[str, str], directory: Path) -> None
                     assert client.recv(PATIENCE) == answer.format(word)
                 leave(client)
         with pytest.raises(urllib.error.HTTPError, match="500") as refused:
-            page(address, "/echo")
+            body(address, "/echo")
         refused.value.close()
 
 
@@ -226,7 +283,7 @@ def test_turbo_flask(worker: str, directory: Path) -> None:
         with opened(address, "/turbo-stream") as one, opened(address, "/turbo-stream") as other:
             counted(address, 2)
             for word in ("first", "second"):
-                assert page(address, f"/push/{word}") == word
+                assert body(address, f"/push/{word}") == word
                 assert [client.recv(PATIENCE) for client in (one, other)] == [update.format(word)] * 2
             leave(other)
             counted(address, 1)
