@@ -458,6 +458,42 @@ def test_a_preloaded_app_and_settings_of_the_worker(tmp_path: Path) -> None:
         assert client.hear()[1][:2] == b"\x03\xf1"
 
 
+def test_a_handler_of_the_worker_that_is_not_used_is_told(tmp_path: Path) -> None:
+    """One may put a client's certificate into the environ. That of Flask-Sockets, which only logs, is no news."""
+    (tmp_path / "app.py").write_text(
+        """
+from geventwebsocket.gunicorn.workers import GeventWebSocketWorker
+from geventwebsocket.handler import WebSocketHandler
+from gunicorn.workers.ggevent import PyWSGIHandler
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Length", "4")])
+    return [b"page"]
+
+class Logs(PyWSGIHandler, WebSocketHandler):
+    def log_request(self):
+        pass
+
+class Tells(Logs):
+    def get_environ(self):
+        return super().get_environ()
+
+GeventWebSocketWorker.wsgi_handler = Logs
+"""
+    )
+    (tmp_path / "tells.py").write_text("from app import *\nGeventWebSocketWorker.wsgi_handler = Tells\n")
+    told = []
+    for name in ("app", "tells"):
+        with gunicorn_server(f"{name}:app", "-k", "geventws.compat.Worker", directory=tmp_path) as (address, program):
+            host, _, port = address.rpartition(":")
+            assert get((host, int(port)), "/") == "page"
+            program.stop()
+            told.append([line for line in program.rest() if "wsgi_handler" in line])
+    assert told[0] == []
+    assert len(told[1]) == 1
+    assert "wsgi_handler is not used, Tells: what get_environ() does belongs" in told[1][0]
+
+
 def test_an_app_that_shakes_hands_itself_finds_the_socket(servers: Servers) -> None:
     """Flask-sock takes it from the environ of gunicorn."""
     with Client(servers.get("ours", "gunicorn").address) as client:
