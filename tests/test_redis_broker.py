@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from geventws.errors import UsageError
 from geventws.topics import redis_presence
 from geventws.topics.nouns import Member, Position
 from geventws.topics.redis_broker import RedisBroker
-from geventws.topics.wire import encode_plain, encode_source
+from geventws.topics.wire import Names, encode_plain, encode_source
 from tests import redis_server
 from tests.patched import PatchedProcess, end_process, patched
 from tests.peer import PATIENCE, wait_until
@@ -102,18 +102,23 @@ def sizes(topic: str) -> int:
     return int(found[1]) if found else 0
 
 
+def redis_broker(url: Any, receiver: Any, namespace: str = "test", **options: Any) -> RedisBroker:
+    """A broker that keeps histories of the topics that `sizes` says."""
+    defaults = {"max_message_size": None, "history": sizes, "history_seconds": 3600.0}
+    return RedisBroker(url, Names(namespace), receiver, **{**defaults, **options})
+
+
 @contextmanager
 def brokers(url: str, count: int = 1, **options: Any) -> Iterator[list[Any]]:
-    """Brokers and their receivers, in turn."""
+    """What runs here of brokers, and their receivers, in turn."""
     made: list[Any] = []
-    try:
+    with ExitStack() as stack:
         for _ in range(count):
             receiver = Recorder()
-            made += [RedisBroker(url, options.pop("namespace", "test"), receiver, history=sizes, **options), receiver]
+            broker = redis_broker(url, receiver, **options)
+            stack.callback(broker.close)
+            made += [broker.here(), receiver]
         yield made
-    finally:
-        for broker in made[::2]:
-            broker.close()
 
 
 @contextmanager
@@ -159,8 +164,9 @@ def open_broker(url: str, topics: list[str], lease: int = 4000) -> str:
     """In another process: has a broker that stays, and gives its worker's name."""
     set_lease(lease)
     receiver = Recorder()
-    broker = RedisBroker(url, "test", receiver, history=sizes)
-    _kept.update(broker=broker, receiver=receiver)
+    redis = redis_broker(url, receiver)
+    broker = redis.here()
+    _kept.update(redis=redis, broker=broker, receiver=receiver)
     for topic in topics:
         broker.subscribe(topic)
     return broker.worker_id
@@ -324,10 +330,10 @@ def test_subscriptions_leave_nothing_behind() -> None:
         broker.subscribe("last")
         broker.unsubscribe("last")
         broker.unsubscribe("never subscribed")
-        link = broker._running.link(0)
+        link = broker.link(0)
         wait_until(lambda: not link.channels.expected and not link.channels.changed)
         wait_until(lambda: client.pubsub_channels("*") == [b"test:{stays}"])
-        assert len(link.channels.wanted) == len(link.channels.sent) == len(broker._running.subscriptions) == 1
+        assert len(link.channels.wanted) == len(link.channels.sent) == len(broker.subscriptions) == 1
         assert not link.channels.behind
         assert client.execute_command("PUBSUB", "NUMPAT") == 0
         # One that comes while the other goes is told from when on it gets all.
@@ -552,7 +558,7 @@ def test_publishing_waits_while_too_much_waits() -> None:
         other.subscribe("x")
         broker.publish("x", 2, b"")
         broker.flush(20)
-        link = broker._running.link(0)
+        link = broker.link(0)
         server.signal(signal.SIGSTOP)
 
         def publish() -> None:
@@ -578,7 +584,7 @@ def test_what_was_on_its_way_may_have_arrived() -> None:
         broker.subscribe("h10")
         broker.publish("x", 1, b"")
         broker.flush(20)
-        link = broker._running.link(0)
+        link = broker.link(0)
         server.signal(signal.SIGSTOP)
         assert broker.publish("x", 1, b"in flight")
         assert broker.publish("h10", 1, b"in flight")
@@ -618,7 +624,7 @@ def test_all_are_told_of_what_redis_never_got_of_a_history(kind: str) -> None:
         for each in (receiver, cut, stayed):
             wait_until(lambda: each.messages)  # noqa: B023
         way.cut()
-        wait_until(lambda: broker._running.link(0).commands.refuses and not another.available)
+        wait_until(lambda: broker.link(0).commands.refuses and not another.available)
         for number in range(10):
             assert not broker.publish("h100", 1, b"%d" % number)
         other.publish("h100", 1, b"of another")
@@ -641,7 +647,7 @@ def test_all_are_told_of_what_redis_never_got_of_a_history(kind: str) -> None:
         broker.publish("h100", 1, b"more")
         wait_until(lambda: len(stayed.messages) == 4)
         assert stayed.messages[-1][3] == start._replace(offset=5)
-        assert broker._running.unsettled == {}
+        assert broker.unsettled == {}
 
 
 @patched
@@ -680,7 +686,7 @@ def test_what_was_on_its_way_is_looked_for_in_the_history() -> None:
             each.subscribe("h100")
         broker.publish("h100", 1, b"0")
         wait_until(lambda: len(receiver.messages) == len(there.messages) == 1)
-        link = broker._running.link(0)
+        link = broker.link(0)
         passed = way.passed
         server.signal(signal.SIGSTOP)
         for number in (1, 2, 3):
@@ -721,7 +727,7 @@ def test_all_are_told_of_what_redis_never_got_without_a_history() -> None:
         wait_until(lambda: there.messages)
         late.subscribe("x")
         way.cut()
-        wait_until(lambda: broker._running.link(0).commands.refuses)
+        wait_until(lambda: broker.link(0).commands.refuses)
         for _ in range(5):
             assert not broker.publish("x", 1, b"lost")
         way.is_open = True
@@ -729,7 +735,7 @@ def test_all_are_told_of_what_redis_never_got_without_a_history() -> None:
         assert (there.gaps, other.statistics.lost) == ([("x", 5)], 5)
         # It had never heard of this publisher.
         assert unknowing.gaps == [("x", None)]
-        wait_until(lambda: not broker._running.unsettled)
+        wait_until(lambda: not broker.unsettled)
         broker.publish("x", 1, b"after")
         wait_until(lambda: len(there.messages) == 2 and unknowing.messages)
         assert (len(there.gaps), len(unknowing.gaps)) == (1, 1)
@@ -744,9 +750,9 @@ def test_a_broker_that_is_closed_tells_no_more() -> None:
     with running(any_kind()) as server, brokers(server.url) as (broker, receiver):
         broker.subscribe("h10")
         server.kill()
-        wait_until(lambda: broker._running.link(0).commands.refuses)
+        wait_until(lambda: broker.link(0).commands.refuses)
         assert not broker.publish("h10", 1, b"lost")
-        settling = broker._running._settling
+        settling = broker._settling
         assert not settling.dead
         broker.close()
         wait_until(lambda: settling.dead)
@@ -769,7 +775,7 @@ def publish_until_stopped(url: str, topics: list[str], path: str) -> dict[str, A
         for topic in topics:
             assert broker.publish(topic, 1, b"%d" % count)
         broker.flush(20)
-        wait_until(lambda: not broker._running.unsettled)
+        wait_until(lambda: not broker.unsettled)
         for topic in topics:
             wait_until(lambda: receiver.payloads(topic)[-1:] == [b"%d" % count])  # noqa: B023
             assert numbers(receiver.payloads(topic)) == list(range(count + 1))
@@ -841,7 +847,7 @@ def test_a_script_tells_of_what_redis_has_refused() -> None:
             wait_for(other, gaps, until=[["h100", 3]])
             assert broker.publish("h100", 1, b"more")
             assert broker.position("h100").offset == 4
-            assert broker._running.unsettled == {}
+            assert broker.unsettled == {}
 
 
 @patched
@@ -1054,7 +1060,7 @@ def test_a_server_that_is_too_old_or_a_replica() -> None:
 )
 def test_urls_that_can_not_be(url: Any, words: str) -> None:
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
-        RedisBroker(url, "test", Recorder())
+        redis_broker(url, Recorder())
     assert "secret" not in str(caught.value)
     assert "sec/ret" not in str(caught.value)
 
@@ -1067,13 +1073,16 @@ def test_nothing_is_connected_before_the_first_use() -> None:
         "valkey://h",
         "valkeys://h",
     ):
-        broker = RedisBroker(url, "test", Recorder())
-        assert broker.available
-        broker.flush()
+        broker = redis_broker(url, Recorder())
+        assert broker.started is None
+        running = broker.here()
+        assert running is broker.started is broker.here()
+        assert running.available
+        running.flush()
         broker.close()
+        assert broker.started is None
         with pytest.raises(UsageError, match="closed"):
-            broker.publish("x", 1, b"")
-        broker.unsubscribe("x")
+            broker.here()
 
 
 # -- Processes
@@ -1126,10 +1135,10 @@ SCRIPT = """
 from gevent import monkey
 if {patched}:
     monkey.patch_all()
-from geventws.topics.redis_broker import RedisBroker
-broker = RedisBroker({url!r}, "test", None)
+from tests.test_redis_broker import redis_broker
+broker = redis_broker({url!r}, None)
 for number in range(1000):
-    broker.publish("x", 1, b"%d" % number)
+    broker.here().publish("x", 1, b"%d" % number)
 """
 
 
@@ -1148,7 +1157,10 @@ def test_a_process_that_ends_has_sent_all(kind: str) -> None:
 def test_a_fork_has_connections_of_its_own() -> None:
     """T33."""
     url = shared_server(any_kind()).url
-    with brokers(url, 2) as (broker, receiver, other, there):
+    receiver = Recorder()
+    redis = redis_broker(url, receiver)
+    with closing(redis), brokers(url) as (other, there):
+        broker = redis.here()
         broker.subscribe("x")
         broker.subscribe("h100")
         other.subscribe("x")
@@ -1161,13 +1173,15 @@ def test_a_fork_has_connections_of_its_own() -> None:
             # Its parent's greenlets and watchers are here too.
             receiver.messages.clear()
             gevent.sleep(0.2)
+            assert redis.started is None
+            broker = redis.here()
             assert broker.worker_id != parents[0]
             assert broker.publish("x", 1, b"of the child")
             assert broker.subscribe("y") is None
             broker.flush(20)
             assert [member.name for member in broker.members("x")] == ["Ada"]
             assert (receiver.messages, receiver.gaps) == ([], [])
-            broker.close()
+            redis.close()
 
         for _ in range(3):
             child = os.fork()
@@ -1256,7 +1270,7 @@ def test_a_history_that_is_begun_anew() -> None:
         assert second.epoch > first.epoch
         assert receiver.gaps == []
         # While we were away, and nobody knows what there was.
-        link = broker._running.link(0)
+        link = broker.link(0)
         link_address, link.address = link.address, ("127.0.0.1", 1)
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         wait_until(lambda: not broker.available)
@@ -1488,7 +1502,7 @@ def test_a_cluster() -> None:
             # A node is lost with its slots; the others go on.
             servers[2].kill()
             wait_until(lambda: not broker.available)
-            gone = {topic for topic in topics if broker._running.link(broker._running.topics.get(topic).slot).is_lost}
+            gone = {topic for topic in topics if broker.link(broker.topics.get(topic).slot).is_lost}
             assert 0 < len(gone) < len(topics)
             before = len(receiver.messages)
             for topic in set(topics) - gone:
@@ -1513,10 +1527,10 @@ def move_a_slot(servers: list[RedisServer], broker: Any, receiver: Recorder) -> 
     """Gives a slot to another node while messages are published to its topics."""
     for topic in ("h1000", "t0", "t1", "t2"):
         broker.subscribe(topic)
-    slot = broker._running.topics.get("h1000").slot
+    slot = broker.topics.get("h1000").slot
     clients = [server.client() for server in servers]
     ids = [client.execute_command("CLUSTER", "MYID").decode() for client in clients]
-    owner = next(number for number in range(3) if broker._running.slots.node(slot)[1] == servers[number].port)
+    owner = next(number for number in range(3) if broker.slots.node(slot)[1] == servers[number].port)
     target = (owner + 1) % 3
 
     def publish() -> None:
@@ -1536,7 +1550,7 @@ def move_a_slot(servers: list[RedisServer], broker: Any, receiver: Recorder) -> 
     greenlet.get()
     broker.flush(20)
     wait_until(lambda: receiver.messages and receiver.messages[-1][2] == b"999")
-    assert broker._running.slots.node(slot)[1] == servers[target].port
+    assert broker.slots.node(slot)[1] == servers[target].port
     # Those of a history are read again; nobody has missed any.
     assert numbers(receiver.payloads("h1000")) == list(range(1000)), (broker.statistics, receiver.gaps)
     assert broker.statistics.lost == 0

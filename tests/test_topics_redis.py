@@ -468,7 +468,7 @@ def test_without_redis_all_goes_on_here_and_later_everywhere() -> None:
         one.publish("plain", "before")
         assert [texts(peer, 1) for peer in peers] == [["before"]] * 2
         server.kill()
-        wait_until(lambda: not one._broker.available and not two._broker.available)  # type: ignore[union-attr]
+        wait_until(lambda: not one._broker.here().available and not two._broker.here().available)  # type: ignore[union-attr]
         for topic in ("plain", "history"):
             one.publish(topic, f"only here: {topic}")
         assert texts(peers[0], 2) == ["only here: plain", "only here: history"]
@@ -478,11 +478,11 @@ def test_without_redis_all_goes_on_here_and_later_everywhere() -> None:
             one.flush(5)
         assert one.statistics().unsent == 2
         server.start()
-        wait_until(lambda: one._broker.available and two._broker.available)  # type: ignore[union-attr]
+        wait_until(lambda: one._broker.here().available and two._broker.here().available)  # type: ignore[union-attr]
         # Others are also told how many are missing: of the history in any case, as that stands in it.
         assert sorted(texts(peers[0], 2)) == ["gap in history", "gap in plain"]
         seen = texts(peers[1], 3)
-        wait_until(lambda: not one._broker._running.unsettled)  # type: ignore[union-attr]
+        wait_until(lambda: not one._broker.here().unsettled)  # type: ignore[union-attr]
         room.sessions[1].send("the end")
         while seen[-1] != "the end":
             seen += texts(peers[1], 1)
@@ -522,7 +522,7 @@ def test_who_comes_back_over_a_gap_is_told_so() -> None:
         assert [texts(peer, 1) for peer in peers] == [["before 1"]] * 3
         two.unsubscribe(room.sessions[2], "a")
         way.cut()
-        wait_until(lambda: one._broker._running.link(0).commands.refuses)  # type: ignore[union-attr]
+        wait_until(lambda: one._broker.here().link(0).commands.refuses)  # type: ignore[union-attr]
         for number in range(10):
             one.publish("a", f"{number}")
         assert texts(peers[0], 10) == [f"{number} -" for number in range(10)]
@@ -562,7 +562,7 @@ def test_a_publisher_hears_itself_in_order() -> None:
             topics.subscribe(session, "a")
         one.publish("a", "0")
         assert [texts(peer, 1) for peer in peers] == [["0"]] * 2
-        link = one._broker._running.link(0)  # type: ignore[union-attr]
+        link = one._broker.here().link(0)  # type: ignore[union-attr]
         way.cut(listening=True)
         one.publish("a", "1")
         assert texts(peers[1], 1) == ["1"]
@@ -571,7 +571,7 @@ def test_a_publisher_hears_itself_in_order() -> None:
         one.publish("a", "2")
         assert texts(peers[0], 2) == ["1", "2"]
         way.is_open = True
-        wait_until(lambda: one._broker.available)  # type: ignore[union-attr]
+        wait_until(lambda: one._broker.here().available)  # type: ignore[union-attr]
         one.publish("a", "3")
         assert [texts(peer, 1) for peer in peers] == [["3"]] * 2
         for number in range(2):

@@ -22,7 +22,8 @@ Wrap = Callable[[str, SharedMessage, Position | None], SharedMessage | None]
 def position_of(here: Topic, broker: RedisBroker | None) -> Position | None:
     """The position of the newest message that went to the subscribers, or was there before them; never blocks."""
     if broker is not None:
-        return broker.reached(here.name)
+        running = broker.started
+        return None if running is None else running.reached(here.name)
     return None if here.history is None else here.history.position
 
 
@@ -97,9 +98,9 @@ class Recovery:
     def _read(self, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
         if self._here.history is not None:
             return self._here.history.missed(since, up_to)
-        return None if self._broker is None else self._broker.missed(self._here.name, since, up_to)
+        return None if self._broker is None else self._broker.here().missed(self._here.name, since, up_to)
 
     def _is_known(self, position: Position) -> bool:
         """Whether Redis has what this process has not heard of."""
-        latest = None if self._broker is None else self._broker.position(self._here.name)
+        latest = None if self._broker is None else self._broker.here().position(self._here.name)
         return latest is not None and latest.epoch == position.epoch and position.offset <= latest.offset

@@ -1,4 +1,4 @@
-"""A broker in a process that gevent has patched: greenlets send, receive and keep up the members' leases."""
+"""What runs in a process that gevent has patched: greenlets send, receive and keep up the members' leases."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from geventws.topics.redis_commands import Command, Publication
 from geventws.topics.redis_connections import Slots, describe
 from geventws.topics.redis_links import Link
 from geventws.topics.redis_presence import Attendance
-from geventws.topics.redis_process import Broker, Running
+from geventws.topics.redis_process import Configuration, Running
 from geventws.topics.redis_subscriptions import Subscription
+from geventws.topics.statistics import Statistics
 
 __all__ = ["Greenlets"]
 
@@ -30,10 +31,10 @@ SETTLING_SECONDS, LONGEST_SETTLING = 0.5, 30.0
 
 
 class Greenlets(Running):
-    """A broker in one process."""
+    """In a process that gevent has patched: the links to all servers, and who is subscribed and on topics here."""
 
-    def __init__(self, broker: Broker) -> None:
-        super().__init__(broker)
+    def __init__(self, configuration: Configuration, statistics: Statistics) -> None:
+        super().__init__(configuration, statistics)
         self.hub = get_hub()
         self.links: dict[Any, Link] = {self.connector.address: Link(self, self.connector, self.connector.address)}
         #: The link where there is but one server.
@@ -47,7 +48,6 @@ class Greenlets(Running):
 
     @property
     def available(self) -> bool:
-        """Whether Redis can be reached, as far as known."""
         return not any(link.is_lost for link in self.links.values())
 
     # What links need of their owner.
@@ -153,16 +153,14 @@ class Greenlets(Running):
         finally:
             self._looking = False
 
-    # What the broker does.
+    # What topics ask for.
 
     def wait_for_room(self, name: str) -> None:
-        """See `RedisBroker`."""
         link = self._only or self.link(self.topics.get(name).slot)
         if link.commands.is_full and not isinstance(gevent.getcurrent(), Hub):
             link.commands.wait_for_room()
 
     def publish(self, name: str, opcode: int, payload: bytes) -> bool:
-        """See `RedisBroker`."""
         topic = self.topics.get(name)
         commands = self.link(topic.slot).commands
         if commands.is_full and not isinstance(gevent.getcurrent(), Hub):
@@ -184,7 +182,6 @@ class Greenlets(Running):
         return False
 
     def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:
-        """The replies to commands, for which this greenlet waits."""
         self._check_thread()
         results: list[AsyncResult[Any]] = [AsyncResult() for _ in makes]
         for make, result in zip(makes, results, strict=True):
@@ -202,7 +199,6 @@ class Greenlets(Running):
             commands.drop([command])
 
     def subscribe(self, name: str) -> Position | None:
-        """See `RedisBroker`."""
         self._check_thread()
         subscription = self.subscriptions.get(name)
         if subscription is None:
@@ -217,26 +213,21 @@ class Greenlets(Running):
         self.link(subscription.topic.slot).channels.read_history(subscription)
 
     def unsubscribe(self, name: str) -> None:
-        """See `RedisBroker`."""
         subscription = self.subscriptions.pop(name, None)
         if subscription is not None:
             self.link(subscription.topic.slot).channels.unwant(subscription)
 
     def join(self, name: str, member: Member) -> None:
-        """See `RedisBroker`."""
         self.attendance.join(self.topics.get(name), member)
 
     def leave(self, name: str, member: Member) -> None:
-        """See `RedisBroker`."""
         self.attendance.leave(self.topics.get(name), member)
 
     def members(self, name: str) -> list[Member]:
-        """See `RedisBroker`."""
         self.attendance.watch()
         return super().members(name)
 
     def watch_members(self) -> None:
-        """See `RedisBroker`."""
         self.attendance.watch()
 
     def own_members(self, name: str) -> list[Member]:
@@ -247,8 +238,7 @@ class Greenlets(Running):
         """The leases of this process."""
         return {self.attendance.lease}
 
-    def flush(self, timeout: float | None) -> None:
-        """See `RedisBroker`."""
+    def flush(self, timeout: float | None = None) -> None:
         self._check_thread()
         ends = None if timeout is None else monotonic() + timeout
         lost = self.statistics.unsent + self.statistics.unconfirmed
@@ -274,7 +264,6 @@ class Greenlets(Running):
             raise ConnectionError("Redis was lost, and messages with it")
 
     def close(self) -> None:
-        """See `RedisBroker`."""
         try:
             if get_hub() is self.hub and self.available:
                 with gevent.Timeout(EXIT_SECONDS, False):  # type: ignore[arg-type]

@@ -1,11 +1,12 @@
-"""What a broker is in one process, whether messages are received there or only sent."""
+"""What runs of a broker in one process, whether messages are received there or only sent."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import count
 from os import urandom
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from redis.crc import key_slot
 from redis.exceptions import RedisError
@@ -31,42 +32,188 @@ from geventws.topics.wire import (
     missing_before,
 )
 
-__all__ = ["Broker", "Running"]
+__all__ = ["Configuration", "Running"]
 
 #: Topics whose sequence numbers a process remembers.
 TOPICS = 10_000
 
 
-class Broker(Protocol):
+class Configuration(NamedTuple):
     """What is the same in all processes."""
 
     connector: Connector
     names: Names
     receiver: Receiver
     max_message_size: int | None
+    #: How many messages are kept of a topic.
     history: Callable[[str], int]
+    #: How long, as Redis takes it; empty for ever.
     history_milliseconds: bytes
-    statistics: Statistics
 
 
-class Running:
-    """A broker in one process."""
+class Running(ABC):
+    """A broker in one process: what `Topics` asks of Redis there, and how it is put into commands.
 
-    def __init__(self, broker: Broker) -> None:
-        self.connector = broker.connector
-        self.names = broker.names
-        self.statistics = broker.statistics
+    `Greenlets` sends and receives where gevent's sockets are; elsewhere `Synchronous` only sends.
+    """
+
+    def __init__(self, configuration: Configuration, statistics: Statistics) -> None:
+        self.connector = configuration.connector
+        self.names = configuration.names
+        self.statistics = statistics
         self.origin = urandom(8)
+        #: What tells this process from all others.
         self.worker_id = self.origin.hex()
-        self.inbox = Inbox(broker.receiver, self.origin, broker.max_message_size, broker.statistics)
+        self.inbox = Inbox(configuration.receiver, self.origin, configuration.max_message_size, statistics)
         self.topics = TopicTable(TOPICS, self._known_topic)
         self._lives = count()
         #: Topics with messages that Redis perhaps lacks, and knows nothing of.
         self.unsettled: dict[str, Topic] = {}
         self.subscriptions: dict[str, Subscription] = {}
         self.slots: Slots | None = None
-        self._history = broker.history
-        self._history_milliseconds = broker.history_milliseconds
+        self._history = configuration.history
+        self._history_milliseconds = configuration.history_milliseconds
+
+    # -- What topics ask for
+    # -----------------------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def available(self) -> bool:
+        """Whether Redis can be reached, as far as known."""
+
+    @abstractmethod
+    def subscribe(self, name: str) -> Position | None:
+        """Listens to a topic, and gives where its history stands; None without one.
+
+        Blocks until the server has acknowledged it. Once Redis is known to be away it gives None, and the topic is
+        subscribed when Redis is back. That is known at once of one that refuses connections, and after some seconds of
+        one that does not answer. A greenlet that is killed meanwhile leaves the topic subscribed.
+        """
+
+    @abstractmethod
+    def unsubscribe(self, name: str) -> None:
+        """Listens to a topic no more. Never blocks."""
+
+    @abstractmethod
+    def publish(self, name: str, opcode: int, payload: bytes) -> bool:
+        """Sends a message to all processes; False if Redis is away.
+
+        The caller counts it as published, this as ``unsent`` or ``unconfirmed`` where it came to that.
+
+        Does not wait for Redis, but for other messages while more than 1 MiB of them wait, unless `wait_for_room` did
+        so in the same turn of the hub. One of a topic with history comes back to this process with its position; if it
+        can't be sent although True was returned, or perhaps was not, it comes back without one. Where False is
+        returned, those before it have come back.
+        """
+
+    @abstractmethod
+    def wait_for_room(self, name: str) -> None:
+        """Blocks while more than 1 MiB of messages wait for the server of a topic; not in the hub."""
+
+    @abstractmethod
+    def flush(self, timeout: float | None = None) -> None:
+        """Blocks until Redis has answered to all that was published.
+
+        Raises ``TimeoutError``, and ``ConnectionError`` when Redis is away, was lost meanwhile or has refused messages.
+        """
+
+    @abstractmethod
+    def join(self, name: str, member: Member) -> None:
+        """Registers a member, until it leaves or this process ends. Never blocks."""
+
+    @abstractmethod
+    def leave(self, name: str, member: Member) -> None:
+        """Takes a member back. Never blocks."""
+
+    @abstractmethod
+    def watch_members(self) -> None:
+        """Has this process tell of members whose process has ended, although it may have none itself."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Sends what waits, for a second at most; members leave, and the connections are closed."""
+
+    def missed(self, name: str, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
+        """The messages behind ``since`` up to ``up_to``; None where not all of them can be had. Blocks.
+
+        An offset that is left out stands for messages of some process that Redis never got.
+        """
+        if up_to.epoch != since.epoch or up_to.offset < since.offset:
+            return None
+        topic = self.topics.get(name)
+        try:
+            [reply] = self.ask(lambda done: self.read_command(topic, str(since).encode(), str(up_to).encode(), done))
+            last = decode_position(reply[0])
+            found = [decode_entry(entry) for entry in reply[1]]
+        except (RedisError, Malformed):
+            return None
+        if last.epoch != since.epoch or last.offset < up_to.offset:
+            return None
+        if missing_before(since, up_to, [item.position.offset for item in found]) != 0:
+            return None
+        return [(item.position, item.opcode, item.payload) for item in found if item.opcode != GAP]
+
+    def position(self, name: str) -> Position | None:
+        """Where the history of a topic stands in Redis; None without one. Blocks; None while Redis is away."""
+        topic = self.topics.get(name)
+        if not topic.history:
+            return None
+        try:
+            [reply] = self.ask(lambda done: self.read_command(topic, b"", b"+", done))
+            return decode_position(reply[0])
+        except (RedisError, Malformed):
+            return None
+
+    def reached(self, name: str) -> Position | None:
+        """Just behind the last message of a subscribed topic that was handed on; None without a history.
+
+        Never blocks. None too where the topic was subscribed while Redis was away, until it is back.
+        """
+        subscription = self.subscriptions.get(name)
+        return None if subscription is None else subscription.position
+
+    def members(self, name: str) -> list[Member]:
+        """Who is on a topic, in all processes that live, in order of joining. Blocks.
+
+        While Redis is away: those of this process.
+        """
+        topic = self.topics.get(name)
+        try:
+            values, live = self._read_members(topic)
+        except RedisError:
+            return self.own_members(name)
+        living = {lease.decode() for lease in live} | self.own_leases()
+        found = []
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            lease, _, rest = value.decode("utf-8", "replace").partition(" ")
+            since, _, member = rest.partition(" ")
+            if lease in living and since.isdecimal():
+                found.append((int(since), Member(member, key.decode("utf-8", "replace"))))
+        return [member for _, member in sorted(found, key=lambda item: item[0])]
+
+    def _read_members(self, topic: Topic) -> tuple[Any, Any]:
+        workers = self.names.workers
+        values, live = self.ask(
+            lambda done: Command(topic.slot, (b"HGETALL", topic.members), 0, None, done),
+            lambda done: self.script(LIVE, key_slot(workers), (workers,), (), done),
+        )
+        return values, live
+
+    def own_members(self, name: str) -> list[Member]:
+        """The members of this process."""
+        return []
+
+    def own_leases(self) -> set[str]:
+        """The leases of this process."""
+        return set()
+
+    # -- Commands
+    # -----------------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:
+        """The replies to the commands that ``makes`` make. Blocks; raises one of redis-py's errors."""
 
     @property
     def sharded(self) -> bool:
@@ -164,72 +311,3 @@ class Running:
     def read_command(self, topic: Topic, since: bytes, up_to: bytes, done: Any) -> Command:
         """The command that reads a history."""
         return self.script(READ, topic.slot, (topic.stream,), (since, up_to, self._history_milliseconds), done)
-
-    def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:
-        """The replies to the commands that ``makes`` make. Blocks; raises one of redis-py's errors."""
-        raise NotImplementedError
-
-    def missed(self, name: str, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
-        """See `RedisBroker`."""
-        if up_to.epoch != since.epoch or up_to.offset < since.offset:
-            return None
-        topic = self.topics.get(name)
-        try:
-            [reply] = self.ask(lambda done: self.read_command(topic, str(since).encode(), str(up_to).encode(), done))
-            last = decode_position(reply[0])
-            found = [decode_entry(entry) for entry in reply[1]]
-        except (RedisError, Malformed):
-            return None
-        if last.epoch != since.epoch or last.offset < up_to.offset:
-            return None
-        if missing_before(since, up_to, [item.position.offset for item in found]) != 0:
-            return None
-        return [(item.position, item.opcode, item.payload) for item in found if item.opcode != GAP]
-
-    def position(self, name: str) -> Position | None:
-        """See `RedisBroker`."""
-        topic = self.topics.get(name)
-        if not topic.history:
-            return None
-        try:
-            [reply] = self.ask(lambda done: self.read_command(topic, b"", b"+", done))
-            return decode_position(reply[0])
-        except (RedisError, Malformed):
-            return None
-
-    def reached(self, name: str) -> Position | None:
-        """See `RedisBroker`."""
-        subscription = self.subscriptions.get(name)
-        return None if subscription is None else subscription.position
-
-    def members(self, name: str) -> list[Member]:
-        """See `RedisBroker`."""
-        topic = self.topics.get(name)
-        try:
-            values, live = self._read_members(topic)
-        except RedisError:
-            return self.own_members(name)
-        living = {lease.decode() for lease in live} | self.own_leases()
-        found = []
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            lease, _, rest = value.decode("utf-8", "replace").partition(" ")
-            since, _, member = rest.partition(" ")
-            if lease in living and since.isdecimal():
-                found.append((int(since), Member(member, key.decode("utf-8", "replace"))))
-        return [member for _, member in sorted(found, key=lambda item: item[0])]
-
-    def _read_members(self, topic: Topic) -> tuple[Any, Any]:
-        workers = self.names.workers
-        values, live = self.ask(
-            lambda done: Command(topic.slot, (b"HGETALL", topic.members), 0, None, done),
-            lambda done: self.script(LIVE, key_slot(workers), (workers,), (), done),
-        )
-        return values, live
-
-    def own_members(self, name: str) -> list[Member]:
-        """The members of this process."""
-        return []
-
-    def own_leases(self) -> set[str]:
-        """The leases of this process."""
-        return set()

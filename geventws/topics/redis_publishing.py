@@ -23,7 +23,8 @@ from geventws.topics.redis_connections import (
     load_scripts,
     reason,
 )
-from geventws.topics.redis_process import Broker, Running
+from geventws.topics.redis_process import Configuration, Running
+from geventws.topics.statistics import Statistics
 
 __all__ = ["Synchronous"]
 
@@ -142,8 +143,8 @@ class SynchronousLink:
 class Synchronous(Running):
     """In a process that gevent has not patched, such as a script: nothing runs beside the caller."""
 
-    def __init__(self, broker: Broker) -> None:
-        super().__init__(broker)
+    def __init__(self, configuration: Configuration, statistics: Statistics) -> None:
+        super().__init__(configuration, statistics)
         self._link = SynchronousLink(self)
         self._lock = threading.Lock()
         #: Why a message could not be published since the last flush.
@@ -151,7 +152,6 @@ class Synchronous(Running):
 
     @property
     def available(self) -> bool:
-        """Whether Redis can be reached, as far as known."""
         return not self._link.is_away
 
     def use_slots(self, slots: Slots) -> None:
@@ -162,7 +162,6 @@ class Synchronous(Running):
         """Nothing waits."""
 
     def publish(self, name: str, opcode: int, payload: bytes) -> bool:
-        """See `RedisBroker`."""
         with self._lock:
             self._link.prepare()
             command = self.publication(self.topics.get(name), opcode, payload)
@@ -183,7 +182,6 @@ class Synchronous(Running):
             return True
 
     def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:
-        """The replies to commands."""
         with self._lock:
             self._link.prepare()
             return [self._link.execute(make(None)) for make in makes]
@@ -206,14 +204,13 @@ class Synchronous(Running):
         """Refused: nobody could watch."""
         raise _needs_patch("watch members")
 
-    def flush(self, timeout: float | None) -> None:
+    def flush(self, timeout: float | None = None) -> None:
         """All that was published was answered to, or failed."""
         error, self._error = self._error, None
         if error is not None:
             raise ConnectionError(str(error)) from None
 
     def close(self) -> None:
-        """Closes the connections."""
         with self._lock:
             self._link.close()
 

@@ -91,7 +91,7 @@ class Topics:
         max_message_size: int | None = 1024 * 1024,
     ) -> None:
         # Raises for what can't be one, with Redis and without.
-        Names(namespace)
+        names = Names(namespace)
         if slow not in ("skip", "close"):
             raise ValueError(f'slow must be "skip" or "close", not {shown(slow)}')
         check_function("envelope", envelope, "a topic, a message and a position")
@@ -113,7 +113,7 @@ class Topics:
 
             self._broker = RedisBroker(
                 url,
-                namespace,
+                names,
                 self._events,
                 max_message_size=max_message_size,
                 history=self._sizes.of,
@@ -196,7 +196,7 @@ class Topics:
             here.add(connection)
             here.ask(connection, on_presence, on_gap)
             if on_presence is not None and self._broker is not None:
-                self._broker.watch_members()
+                self._broker.here().watch_members()
             position = position_of(here, self._broker)
             if recovery.ahead is not None and position is not None:
                 here.leave_out(connection, position, recovery.ahead)
@@ -292,7 +292,7 @@ class Topics:
         try:
             # Whoever wanted it may have been killed before this had its turn.
             if self._topics.get(here.name) is here:
-                broker.subscribe(here.name)
+                broker.here().subscribe(here.name)
         except Exception as error:
             started.set_exception(error)
         else:
@@ -308,7 +308,9 @@ class Topics:
         if here.deserted and self._topics.get(here.name) is here:
             del self._topics[here.name]
             if self._broker is not None and here.started is not None:
-                self._broker.unsubscribe(here.name)
+                running = self._broker.started
+                if running is not None:
+                    running.unsubscribe(here.name)
 
     # -- Publishing
     # -----------------------------------------------------------------------------------------------------------------
@@ -356,13 +358,15 @@ class Topics:
             delivery = self._send(here, message, position)
         else:
             # Before it goes out here: all that follows is done in one go, so that nothing else comes in between.
-            broker.wait_for_room(topic)
+            running = broker.started
+            if running is not None:
+                running.wait_for_room(topic)
             here = self._topics.get(topic)
             if not self._sizes.of(topic):
                 if here is not None:
                     delivery = self._send(here, message, None)
-                broker.publish(topic, message.opcode, message.payload)
-            elif broker.publish(topic, message.opcode, message.payload):
+                broker.here().publish(topic, message.opcode, message.payload)
+            elif broker.here().publish(topic, message.opcode, message.payload):
                 # It comes back with its position.
                 return
             elif here is not None:
@@ -420,8 +424,9 @@ class Topics:
         ends = None if timeout is None else monotonic() + timeout
         if self._outside is not None:
             self._outside.wait(timeout)
-        if self._broker is not None:
-            self._broker.flush(None if ends is None else max(ends - monotonic(), 0.0))
+        running = None if self._broker is None else self._broker.started
+        if running is not None:
+            running.flush(None if ends is None else max(ends - monotonic(), 0.0))
 
     # -- Asking
     # -----------------------------------------------------------------------------------------------------------------
@@ -448,13 +453,13 @@ class Topics:
         """
         self._enter_thread()
         encode_topic(topic)
-        broker = self._broker
-        elsewhere = [] if broker is None else broker.members(topic)
+        worker = self._worker()
+        elsewhere = [] if self._broker is None else self._broker.here().members(topic)
         # Of its own this process knows better: what it told Redis last may be on its way.
         here = self._topics.get(topic)
         members = None if here is None else here.members
         own = {member.key: member for member in (members or {}).values()}
-        known = [member for member in elsewhere if member.key in own or not self._is_own(member)]
+        known = [member for member in elsewhere if member.key in own or not member.key.startswith(f"{worker}.")]
         keys = {member.key for member in known}
         return known + [member for key, member in own.items() if key not in keys]
 
@@ -468,7 +473,7 @@ class Topics:
         here = self._topics.get(topic)
         position = None if here is None else position_of(here, self._broker)
         if position is None and self._broker is not None:
-            position = self._broker.position(topic)
+            position = self._broker.here().position(topic)
         return position
 
     def statistics(self) -> Statistics:
@@ -560,10 +565,7 @@ class Topics:
             )
 
     def _worker(self) -> str:
-        return self._identity if self._broker is None else self._broker.worker_id
-
-    def _is_own(self, member: Member) -> bool:
-        return member.key.startswith(f"{self._worker()}.")
+        return self._identity if self._broker is None else self._broker.here().worker_id
 
     def _join(self, here: Topic, connection: Connection, name: str) -> None:
         member = Member(name, f"{self._worker()}.{next(self._numbers)}")
@@ -573,7 +575,7 @@ class Topics:
         if self._broker is None:
             here.tell(Presence(here.name, "join", member))
         else:
-            self._broker.join(here.name, member)
+            self._broker.here().join(here.name, member)
 
 
 def _check_session(session: Any) -> None:
@@ -594,8 +596,8 @@ class _Events:
         if member is not None:
             if broker is None:
                 here.tell(Presence(here.name, "leave", member))
-            else:
-                broker.leave(here.name, member)
+            elif broker.started is not None:
+                broker.started.leave(here.name, member)
         self._topics._drop_if_deserted(here)
 
     def message(self, topic: str, opcode: int, payload: bytes, position: Position | None) -> None:
