@@ -104,12 +104,17 @@ ROOMS = [
     "__main__",
 ]
 
-#: What is imported from below for its type alone, under TYPE_CHECKING: a noun that holds what is made further down.
+#: What is imported from below for its type alone, under TYPE_CHECKING: a noun that holds what is made further down, or
+#: a part that knows what has it.
 TYPES_FROM_BELOW = {
     ("errors", "frames"),
     ("settings", "converters"),
     ("settings", "protocol.extensions"),
     ("pinger", "session"),
+    ("topics.redis_commands", "topics.redis_links"),
+    ("topics.redis_channels", "topics.redis_links"),
+    ("topics.redis_links", "topics.redis_greenlets"),
+    ("topics.redis_presence", "topics.redis_greenlets"),
 }
 
 #: The facades, which import for others and are imported by none.

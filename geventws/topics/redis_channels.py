@@ -8,26 +8,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
 from redis.exceptions import AuthenticationError, ClusterDownError, ConnectionError, ResponseError, TimeoutError
 
-from geventws.topics.redis_commands import ELSEWHERE, Command, Commands
-from geventws.topics.redis_connections import (
-    FAILURES,
-    PING_SECONDS,
-    Address,
-    Connector,
-    Delays,
-    Line,
-    Slots,
-    send,
-)
+from geventws.topics.redis_commands import ELSEWHERE
+from geventws.topics.redis_connections import FAILURES, PING_SECONDS, Delays, send
 from geventws.topics.redis_subscriptions import Subscription
 
-__all__ = ["Channels", "ChannelsOwner"]
+if TYPE_CHECKING:
+    from geventws.topics.redis_links import Link
+
+__all__ = ["Channels"]
 
 #: Seconds of taking in messages at a stretch, and a sleep that lets the hub look at its sockets.
 SLICE_SECONDS, A_MOMENT = 0.005, 1e-6
@@ -37,31 +31,12 @@ CLUSTER_SECONDS = 0.5
 SUBSCRIBED_AT_ONCE = 1000
 
 
-class ChannelsOwner(Protocol):
-    """What has the links to all servers."""
-
-    @property
-    def sharded(self) -> bool:
-        """Whether the server is a cluster, as far as known."""
-
-    def use_slots(self, slots: Slots) -> None:
-        """A cluster's slots are known, or have moved."""
-
-    def history_command(self, subscription: Subscription, done: Callable[[Any], None]) -> Command:
-        """The command that reads what a subscription lacks."""
-
-
 class Channels:
-    """The channels of one server."""
+    """The channels of the server of a link."""
 
-    def __init__(
-        self, line: Line, owner: ChannelsOwner, connector: Connector, address: Address, commands: Commands
-    ) -> None:
-        self._line = line
-        self._owner = owner
-        self._connector = connector
-        self._address = address
-        self._commands = commands
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._owner = link.owner
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
         self.wanted: dict[bytes, Subscription] = {}
         self._connection: Any = None
@@ -88,9 +63,9 @@ class Channels:
         channel = subscription.topic.channel
         self.wanted[channel] = subscription
         self.changed[channel] = None
-        if self._connection is None and self._line.is_lost:
+        if self._connection is None and self._link.is_lost:
             subscription.give_up()
-        if not self._greenlets and not self._line.ended:
+        if not self._greenlets and not self._link.ended:
             self._greenlets = [gevent.spawn(self._run), gevent.spawn(self._run_wishes)]
         self._wishes.set()
 
@@ -124,22 +99,22 @@ class Channels:
 
     def _run(self) -> None:
         delays = Delays()
-        while not self._line.ended:
+        while not self._link.ended:
             connection = None
             try:
-                connection = self._line.connect(PING_SECONDS)
+                connection = self._link.connect(PING_SECONDS)
                 delays.connected()
                 self._begin(connection)
                 self._read(connection)
             except Exception as error:
-                if self._line.ended:
+                if self._link.ended:
                     return
                 self._connection = None
                 # The other connection may be lost too.
-                self._commands.check()
+                self._link.commands.check()
                 for subscription in list(self.wanted.values()):
                     subscription.broken()
-                self._line.lost(error)
+                self._link.lost(error)
             finally:
                 self._connection = None
                 if connection is not None:
@@ -154,10 +129,10 @@ class Channels:
         self.changed = dict.fromkeys(self.wanted)
         self._connection = connection
         self._wishes.set()
-        self._line.look_whether_over()
+        self._link.look_whether_over()
 
     def _run_wishes(self) -> None:
-        while not self._line.ended:
+        while not self._link.ended:
             self._wishes.wait()
             self._wishes.clear()
             while self.changed and self._connection is not None:
@@ -171,7 +146,7 @@ class Channels:
                     # The greenlet that reads finds out, and makes another.
                     if self._connection is connection:
                         self._connection = None
-            self._line.look_whether_over()
+            self._link.look_whether_over()
 
     def _next_wishes(self) -> list[tuple[bytes, bytes]]:
         subscribe, unsubscribe = (
@@ -238,7 +213,7 @@ class Channels:
         if subscription is not None and self.wanted.get(channel) is subscription:
             subscription.acknowledged()
         if not self.expected:
-            self._line.look_whether_over()
+            self._link.look_whether_over()
 
     def _moved(self, channel: bytes) -> None:
         self.sent.discard(channel)
@@ -259,7 +234,7 @@ class Channels:
             subscription.give_up()
             self._ask_for_slots()
             return
-        self._line.log_refusal("subscriptions", error)
+        self._link.log_refusal("subscriptions", error)
         subscription.refused()
 
     def _ask_for_slots(self) -> None:
@@ -280,9 +255,9 @@ class Channels:
 
     def _refresh_slots(self, done: Callable[[], None]) -> None:
         try:
-            connection, _ = self._connector.connect(self._address, self._connector.timeout)
+            connection, _ = self._link.connector.connect(self._link.address, self._link.connector.timeout)
             try:
-                self._owner.use_slots(self._connector.slots(connection, self._address))
+                self._link.read_slots(connection)
             finally:
                 connection.disconnect()
         except FAILURES:
@@ -290,7 +265,7 @@ class Channels:
         done()
 
     def _read_again(self, subscription: Subscription) -> None:
-        if subscription in self.behind and not self._line.ended:
+        if subscription in self.behind and not self._link.ended:
             self.read_history(subscription)
 
     def read_history(self, subscription: Subscription) -> None:
@@ -313,12 +288,12 @@ class Channels:
                 return
             if isinstance(reply, ResponseError):
                 del self.behind[subscription]
-                self._line.log_refusal("histories", reply)
+                self._link.log_refusal("histories", reply)
                 subscription.not_caught_up()
             else:
                 del self.behind[subscription]
                 subscription.caught_up(reply)
-            self._line.look_whether_over()
+            self._link.look_whether_over()
 
-        if not self._commands.submit(self._owner.history_command(subscription, done)):
+        if not self._link.commands.submit(self._owner.history_command(subscription, done)):
             subscription.give_up()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
@@ -27,19 +27,18 @@ from geventws.topics.redis_connections import (
     FIRST_DELAY,
     PING_SECONDS,
     TIMEOUT,
-    Connector,
     Delays,
-    Line,
-    Slots,
     is_readable,
     load_scripts,
     reason,
     send,
 )
-from geventws.topics.statistics import Statistics
 from geventws.topics.wire import Topic
 
-__all__ = ["ELSEWHERE", "Command", "Commands", "CommandsOwner", "Publication"]
+if TYPE_CHECKING:
+    from geventws.topics.redis_links import Link
+
+__all__ = ["ELSEWHERE", "Command", "Commands", "Publication"]
 
 #: Bytes of commands that wait before who publishes has to wait, and that are sent at a time.
 MOST_WAITING = 1024 * 1024
@@ -88,34 +87,13 @@ class Command:
         self.attempts = 0
 
 
-class CommandsOwner(Protocol):
-    """What has the links to all servers."""
-
-    statistics: Statistics
-
-    def use_slots(self, slots: Slots) -> None:
-        """A cluster's slots are known, or have moved."""
-
-    def send_again(self, commands: list[Command]) -> None:
-        """Sends what another node is to do, before all else."""
-
-    #: Messages that servers have refused, and why the last one was.
-    refused: int
-    refusal: str
-
-    def not_sent(self, publication: Publication) -> None:
-        """A message that was taken to be sent, and was not, or perhaps not."""
-
-
 class Commands:
-    """The commands to one server."""
+    """The commands to the server of a link."""
 
-    def __init__(self, line: Line, owner: CommandsOwner, connector: Connector, address: Any) -> None:
-        self._line = line
-        self._owner = owner
-        self._connector = connector
-        self._address = address
-        self._statistics = owner.statistics
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._owner = link.owner
+        self._statistics = link.owner.statistics
         self._greenlet: gevent.Greenlet[..., Any] | None = None
         self.outbox: deque[Command] = deque()
         #: Bytes in the outbox.
@@ -137,7 +115,7 @@ class Commands:
     @property
     def refuses(self) -> bool:
         """Whether the server is away, so that nothing is taken for it."""
-        return not self._connected and (self.has_failed or self._line.is_lost or self._line.ended)
+        return not self._connected and (self.has_failed or self._link.is_lost or self._link.ended)
 
     @property
     def is_full(self) -> bool:
@@ -225,29 +203,29 @@ class Commands:
         self.drop(waiting, error)
 
     def _start(self) -> None:
-        if self._greenlet is None and not self._line.ended:
+        if self._greenlet is None and not self._link.ended:
             self._greenlet = gevent.spawn(self._run)
 
     def _run(self) -> None:
         delays = Delays()
-        while not self._line.ended:
+        while not self._link.ended:
             connection = None
             try:
-                connection = self._line.connect(self._connector.timeout)
+                connection = self._link.connect(self._link.connector.timeout)
                 load_scripts(connection)
                 delays.connected()
                 self._connected, self.has_failed = True, False
-                self._line.commands_connected()
+                self._link.commands_connected()
                 self._work_off(connection)
             except Stale:
                 # Nothing was on its way, and what waits is sent by the next connection if that is to be had now.
                 continue
             except Exception as error:
-                if self._line.ended:
+                if self._link.ended:
                     return
                 self._connected, self.has_failed = False, True
                 # First, so that what is dropped is counted as lost in this outage.
-                self._line.lost(error)
+                self._link.lost(error)
                 self._drop_all(error)
             finally:
                 if connection is not None:
@@ -256,12 +234,12 @@ class Commands:
 
     def _work_off(self, connection: Any) -> None:
         used = monotonic()
-        while not self._line.ended:
+        while not self._link.ended:
             if not self.outbox:
                 self._work.clear()
                 idle = not self._work.wait(PING_SECONDS)
                 # Where the other connection was lost this one may be as well.
-                if monotonic() - used > STALE_SECONDS or self._line.is_lost:
+                if monotonic() - used > STALE_SECONDS or self._link.is_lost:
                     _check(connection, idle)
                     used = monotonic()
                 if not self.outbox:
@@ -343,7 +321,7 @@ class Commands:
                     # A slot that is on its way.
                     gevent.sleep(FIRST_DELAY)
                 try:
-                    self._owner.use_slots(self._connector.slots(connection, self._address))
+                    self._link.read_slots(connection)
                 except ResponseError:
                     pass
             self._owner.send_again(again)
@@ -355,7 +333,7 @@ class Commands:
         if command.publication is not None:
             self._owner.refused += 1
             self._owner.refusal = reason(error)
-            self._line.log_refusal("messages", error)
+            self._link.log_refusal("messages", error)
         self.drop([command], error)
 
 

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from select import POLLIN
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import gevent
@@ -29,7 +29,7 @@ from geventws.peer_log import escape, shorten
 from geventws.topics.redis_scripts import SCRIPTS
 from geventws.topics.wire import encode_commands
 
-__all__ = ["FAILURES", "Address", "Connector", "Line", "Refused", "Slots", "current_process", "describe", "send"]
+__all__ = ["FAILURES", "Address", "Connector", "Refused", "Slots", "current_process", "describe", "send"]
 
 #: Seconds that connecting and the answer to a command may take.
 TIMEOUT = 5.0
@@ -84,33 +84,6 @@ def _in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_child)
-
-
-class Line(Protocol):
-    """What a connection knows of the server it leads to: the `Link`."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether it is no more: it is closed, or its greenlets are in a fork of their process."""
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether a connection is lost and not all is well again."""
-
-    def connect(self, timeout: float | None) -> Any:
-        """A connection; raises one of ``FAILURES``."""
-
-    def commands_connected(self) -> None:
-        """Commands can be sent."""
-
-    def look_whether_over(self) -> None:
-        """Something that was amiss is well again."""
-
-    def lost(self, error: BaseException) -> None:
-        """A connection is lost, or can't be made."""
-
-    def log_refusal(self, what: str, error: ResponseError) -> None:
-        """The server does not let us do something."""
 
 
 class Refused(RedisError):

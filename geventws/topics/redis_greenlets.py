@@ -36,11 +36,12 @@ class Greenlets(Running):
     def __init__(self, configuration: Configuration, statistics: Statistics) -> None:
         super().__init__(configuration, statistics)
         self.hub = get_hub()
-        self.links: dict[Any, Link] = {self.connector.address: Link(self, self.connector, self.connector.address)}
+        self.links: dict[Any, Link] = {self.connector.address: Link(self, self.connector.address)}
         #: The link where there is but one server.
         self._only: Link | None = self.links[self.connector.address]
-        self.attendance = Attendance(self, self.names, self.worker_id)
+        self.attendance = Attendance(self)
         self._looking = False
+        #: Messages that servers have refused, and why the last one was.
         self.refused = 0
         self.refusal = ""
         self._settling: gevent.Greenlet[..., Any] | None = None
@@ -69,7 +70,7 @@ class Greenlets(Running):
         old = dict(self.links)
         for address in slots.nodes:
             if address not in self.links:
-                self.links[address] = Link(self, self.connector, address)
+                self.links[address] = Link(self, address)
         gone = [link for address, link in old.items() if address not in slots.nodes]
         for link in gone:
             del self.links[link.address]

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from redis.exceptions import ResponseError
 
-from geventws.topics.redis_channels import Channels, ChannelsOwner
-from geventws.topics.redis_commands import Commands, CommandsOwner
-from geventws.topics.redis_connections import (
-    FAILURES,
-    Address,
-    Connector,
-    Refused,
-    current_process,
-    describe,
-    reason,
-)
+from geventws.topics.redis_channels import Channels
+from geventws.topics.redis_commands import Commands
+from geventws.topics.redis_connections import FAILURES, Address, Refused, current_process, describe, reason
 from geventws.topics.statistics import Statistics
+
+if TYPE_CHECKING:
+    from geventws.topics.redis_greenlets import Greenlets
 
 __all__ = ["Link"]
 
@@ -32,16 +27,6 @@ log = logging.getLogger("geventws")
 
 #: Seconds between two lines about the same kind of refusal.
 REFUSAL_SECONDS = 60.0
-
-
-class Owner(CommandsOwner, ChannelsOwner, Protocol):
-    """What has the links to all servers."""
-
-    def lost(self, link: Link) -> None:
-        """The server does not answer, or refuses us; in a cluster another one may have its slots."""
-
-    def connected(self) -> None:
-        """Commands can be sent."""
 
 
 class Outage:
@@ -58,18 +43,18 @@ class Outage:
 class Link:
     """One server, or one node of a cluster."""
 
-    def __init__(self, owner: Owner, connector: Connector, address: Address) -> None:
+    def __init__(self, owner: Greenlets, address: Address) -> None:
         self.address = address
-        self._owner = owner
-        self._connector = connector
+        self.owner = owner
+        self.connector = owner.connector
         self._statistics = owner.statistics
         self._outage: Outage | None = None
         self._was_there = False
         self._ended = False
         self._process = current_process()
         self._refusals_logged: dict[str, float] = {}
-        self.commands = Commands(self, owner, connector, address)
-        self.channels = Channels(self, owner, connector, address, self.commands)
+        self.commands = Commands(self)
+        self.channels = Channels(self)
 
     @property
     def ended(self) -> bool:
@@ -95,10 +80,10 @@ class Link:
 
     def connect(self, timeout: float | None) -> Any:
         """A connection on which reads take up to ``timeout`` seconds; raises one of ``FAILURES``."""
-        connection, greeting = self._connector.connect(self.address, timeout)
-        if greeting.cluster and not self._owner.sharded:
+        connection, greeting = self.connector.connect(self.address, timeout)
+        if greeting.cluster and not self.owner.sharded:
             try:
-                self._owner.use_slots(self._connector.slots(connection, self.address))
+                self.read_slots(connection)
             except BaseException:
                 connection.disconnect()
                 raise
@@ -108,11 +93,15 @@ class Link:
         self._was_there = True
         return connection
 
+    def read_slots(self, connection: Any) -> None:
+        """Reads, over a connection to this node, which node has which slots; everything goes to where it belongs."""
+        self.owner.use_slots(self.connector.slots(connection, self.address))
+
     def commands_connected(self) -> None:
         """Commands can be sent."""
         if self._outage is not None:
             self._statistics.reconnects += 1
-        self._owner.connected()
+        self.owner.connected()
         for subscription in list(self.channels.behind):
             self.channels.read_history(subscription)
         self.look_whether_over()
@@ -144,7 +133,7 @@ class Link:
             log.warning("Redis at %s is there, but %s", describe(self.address), reason(error))
         if isinstance(error, Refused):
             self._outage.refusals.add(str(error))
-        self._owner.lost(self)
+        self.owner.lost(self)
 
     def look_whether_over(self) -> None:
         """Something that was amiss is well again."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
@@ -23,7 +23,10 @@ from geventws.topics.nouns import Member
 from geventws.topics.redis_commands import Command
 from geventws.topics.redis_connections import current_process
 from geventws.topics.redis_scripts import CLEAN, HEARTBEAT, JOIN, LEASE, LEAVE, RELEASE, Script
-from geventws.topics.wire import Names, Topic
+from geventws.topics.wire import Topic
+
+if TYPE_CHECKING:
+    from geventws.topics.redis_greenlets import Greenlets
 
 __all__ = ["Attendance"]
 
@@ -38,35 +41,12 @@ CLEANING_MILLISECONDS = b"2000"
 CLEANED_AT_ONCE = 1000
 
 
-class Sender(Protocol):
-    """What sends commands."""
-
-    @property
-    def publish_command(self) -> bytes:
-        """How to publish to a channel."""
-
-    def script(
-        self, script: Script, slot: int, keys: tuple[bytes, ...], arguments: tuple[bytes, ...], done: Any = None
-    ) -> Command:
-        """A command that runs a script."""
-
-    def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:
-        """The replies to commands, which are waited for."""
-
-    def ask_later(self, command: Command) -> None:
-        """Has a command done."""
-
-    def make_topic(self, name: str) -> Topic:
-        """What a topic is called."""
-
-
 class Attendance:
     """The members that this process has registered, and its part in taking away those of processes that have ended."""
 
-    def __init__(self, sender: Sender, names: Names, worker_id: str) -> None:
-        self._sender = sender
-        self._names = names
-        self._worker_id = worker_id
+    def __init__(self, owner: Greenlets) -> None:
+        self._owner = owner
+        self._names = owner.names
         self._incarnation = 0
         self._members: dict[str, dict[str, Member]] = {}
         self._topics: dict[str, Topic] = {}
@@ -81,7 +61,7 @@ class Attendance:
     @property
     def lease(self) -> str:
         """The name of the present lease."""
-        return f"{self._worker_id}.{self._incarnation}"
+        return f"{self._owner.worker_id}.{self._incarnation}"
 
     def members(self, name: str) -> list[Member]:
         """The members of this process on a topic."""
@@ -108,7 +88,7 @@ class Attendance:
             del self._topics[topic.name]
         if not self._has_lease:
             return
-        self._tell(LEAVE, topic, (member.key.encode(), self._sender.publish_command))
+        self._tell(LEAVE, topic, (member.key.encode(), self._owner.publish_command))
         if not members and topic.name in self._indexed:
             self._indexed.discard(topic.name)
             self._index(b"SREM", topic, self.lease, self._sure)
@@ -180,7 +160,7 @@ class Attendance:
 
     def _settle(self) -> None:
         """Waits until all members are registered; raises if that fails."""
-        self._sender.ask(*[_ping(topic.slot) for topic in list(self._topics.values())])
+        self._owner.ask(*[_ping(topic.slot) for topic in list(self._topics.values())])
         if self._unsure:
             raise RedisError("members could not be registered")
 
@@ -199,7 +179,7 @@ class Attendance:
                     self._tell(
                         JOIN,
                         topic,
-                        (member.key.encode(), lease.encode(), member.name.encode(), self._sender.publish_command),
+                        (member.key.encode(), lease.encode(), member.name.encode(), self._owner.publish_command),
                     )
 
         if topic.name in self._indexed:
@@ -209,11 +189,11 @@ class Attendance:
 
     def _index(self, command: bytes, topic: Topic, lease: str, done: Callable[[Any], None]) -> None:
         key = self._names.worker(lease)
-        self._sender.ask_later(Command(key_slot(key), (command, key, topic.name.encode()), 0, None, done))
+        self._owner.ask_later(Command(key_slot(key), (command, key, topic.name.encode()), 0, None, done))
 
     def _tell(self, script: Script, topic: Topic, arguments: tuple[bytes, ...]) -> None:
         keys = (topic.members, topic.channel)
-        self._sender.ask_later(self._sender.script(script, topic.slot, keys, arguments, self._sure))
+        self._owner.ask_later(self._owner.script(script, topic.slot, keys, arguments, self._sure))
 
     def _sure(self, reply: Any) -> None:
         if isinstance(reply, Exception):
@@ -221,32 +201,32 @@ class Attendance:
 
     def _workers(self, script: Script, *arguments: bytes) -> Any:
         key = self._names.workers
-        return self._sender.ask(self._script(script, key_slot(key), (key,), arguments))[0]
+        return self._owner.ask(self._script(script, key_slot(key), (key,), arguments))[0]
 
     def _script(
         self, script: Script, slot: int, keys: tuple[bytes, ...], arguments: tuple[bytes, ...]
     ) -> Callable[[Any], Command]:
-        return lambda done: self._sender.script(script, slot, keys, arguments, done)
+        return lambda done: self._owner.script(script, slot, keys, arguments, done)
 
     def _clean(self, lease: str) -> None:
         """Takes away what has a lease that is over."""
         key = self._names.worker(lease)
         slot = key_slot(key)
-        [names] = self._sender.ask(lambda done: Command(slot, (b"SMEMBERS", key), 0, None, done))
-        arguments = (lease.encode(), self._sender.publish_command)
+        [names] = self._owner.ask(lambda done: Command(slot, (b"SMEMBERS", key), 0, None, done))
+        arguments = (lease.encode(), self._owner.publish_command)
         for start in range(0, len(names), CLEANED_AT_ONCE):
             topics = self._topics_of(names[start : start + CLEANED_AT_ONCE])
-            self._sender.ask(
+            self._owner.ask(
                 *[self._script(CLEAN, topic.slot, (topic.members, topic.channel), arguments) for topic in topics]
             )
-        self._sender.ask(lambda done: Command(slot, (b"DEL", key), 0, None, done))
+        self._owner.ask(lambda done: Command(slot, (b"DEL", key), 0, None, done))
         self._workers(RELEASE, lease.encode())
 
     def _topics_of(self, names: list[bytes]) -> list[Topic]:
         topics = []
         for name in names:
             try:
-                topics.append(self._sender.make_topic(name.decode()))
+                topics.append(self._owner.make_topic(name.decode()))
             except ValueError:
                 # Not one of ours.
                 pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from redis.exceptions import AskError, MovedError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -16,7 +16,6 @@ from geventws.topics.redis_commands import Command
 from geventws.topics.redis_connections import (
     FAILURES,
     Address,
-    Connector,
     Slots,
     current_process,
     is_readable,
@@ -32,20 +31,10 @@ __all__ = ["Synchronous"]
 REST_SECONDS = 1.0
 
 
-class Owner(Protocol):
-    """What has the link."""
-
-    connector: Connector
-    slots: Slots | None
-
-    def use_slots(self, slots: Slots) -> None:
-        """A cluster's slots are known, or have moved."""
-
-
 class SynchronousLink:
     """The connections to a server, or to the nodes of a cluster."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Synchronous) -> None:
         self._owner = owner
         self._connections: dict[Address, Any] = {}
         self._process = current_process()
