@@ -1502,7 +1502,7 @@ def test_a_cluster() -> None:
             # A node is lost with its slots; the others go on.
             servers[2].kill()
             wait_until(lambda: not broker.available)
-            gone = {topic for topic in topics if broker.link(broker.topics.get(topic).slot).is_lost}
+            gone = {topic for topic in topics if broker.link(broker.channels.get(topic).slot).is_lost}
             assert 0 < len(gone) < len(topics)
             before = len(receiver.messages)
             for topic in set(topics) - gone:
@@ -1527,7 +1527,7 @@ def move_a_slot(servers: list[RedisServer], broker: Any, receiver: Recorder) -> 
     """Gives a slot to another node while messages are published to its topics."""
     for topic in ("h1000", "t0", "t1", "t2"):
         broker.subscribe(topic)
-    slot = broker.topics.get("h1000").slot
+    slot = broker.channels.get("h1000").slot
     clients = [server.client() for server in servers]
     ids = [client.execute_command("CLUSTER", "MYID").decode() for client in clients]
     owner = next(number for number in range(3) if broker.slots.node(slot)[1] == servers[number].port)

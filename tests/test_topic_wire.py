@@ -15,14 +15,14 @@ from geventws.topics.wire import (
     MOST_LIVES,
     ORIGINS,
     SEQUENCE_BITS,
+    Channel,
+    ChannelTable,
     Malformed,
     Names,
     Origins,
     Plain,
     Positioned,
     PresenceChange,
-    Topic,
-    TopicTable,
     decode,
     decode_entry,
     encode_gap,
@@ -77,10 +77,10 @@ def test_no_two_topics_share_a_key(one: str, other: str, namespace: str, another
     # Its stream and members are in the same slot, and are nobody's channel.
     tag = hash_tag(ours)
     assert tag
-    topic = Topic(one, ours, 0, 0)
-    assert hash_tag(topic.stream) == hash_tag(topic.members) == tag
-    assert theirs not in (topic.stream, topic.members)
-    assert Names(another).workers not in (ours, topic.stream, topic.members)
+    channel = Channel(one, ours, 0, 0)
+    assert hash_tag(channel.stream) == hash_tag(channel.members) == tag
+    assert theirs not in (channel.stream, channel.members)
+    assert Names(another).workers not in (ours, channel.stream, channel.members)
 
 
 @pytest.mark.parametrize("opcode", [1, 2])
@@ -235,25 +235,25 @@ def test_what_is_missing_of_an_origin() -> None:
 
 
 def test_what_redis_perhaps_lacks() -> None:
-    topic = Topic("a", b"a", 0, 10, MOST_LIVES + 3)
-    assert topic.sequence == 3 << SEQUENCE_BITS
-    assert topic.sequence < 1 << 53
-    topic.settle(5)
-    assert topic.first_lost is None
+    channel = Channel("a", b"a", 0, 10, MOST_LIVES + 3)
+    assert channel.sequence == 3 << SEQUENCE_BITS
+    assert channel.sequence < 1 << 53
+    channel.settle(5)
+    assert channel.first_lost is None
     for sequence in (7, 5, 6):
-        topic.lose(sequence)
-    assert topic.first_lost == 5
+        channel.lose(sequence)
+    assert channel.first_lost == 5
     # One more was lost while Redis was told of those before.
-    topic.settle(6)
-    assert topic.first_lost == 7
-    topic.settle(6)
-    assert topic.first_lost == 7
-    topic.settle(7)
-    assert topic.first_lost is None
+    channel.settle(6)
+    assert channel.first_lost == 7
+    channel.settle(6)
+    assert channel.first_lost == 7
+    channel.settle(7)
+    assert channel.first_lost is None
 
 
-def test_the_topics_used_last_are_known() -> None:
-    table = TopicTable(3, lambda name: Topic(name, name.encode(), 0, 0))
+def test_the_channels_used_last_are_known() -> None:
+    table = ChannelTable(3, lambda topic: Channel(topic, topic.encode(), 0, 0))
     a = table.get("a")
     assert table.get("a") is a
     for name in "bcad":

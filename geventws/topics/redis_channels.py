@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, ClusterDownError, ConnectionEr
 
 from geventws.topics.redis_commands import ELSEWHERE
 from geventws.topics.redis_connections import FAILURES, PING_SECONDS, Delays, send
-from geventws.topics.redis_subscriptions import Subscription
+from geventws.topics.redis_subscriptions import ChannelSubscription
 
 if TYPE_CHECKING:
     from geventws.topics.redis_links import Link
@@ -38,17 +38,17 @@ class Channels:
         self._link = link
         self._owner = link.owner
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
-        self.wanted: dict[bytes, Subscription] = {}
+        self.wanted: dict[bytes, ChannelSubscription] = {}
         self._connection: Any = None
         #: Channels that the server was asked to subscribe us to on the present connection.
         self.sent: set[bytes] = set()
         #: Channels for which that may not be what is wanted.
         self.changed: dict[bytes, None] = {}
         #: What the server's next acknowledgements are about: the channel, and the subscription or None.
-        self.expected: deque[tuple[bytes, Subscription | None]] = deque()
+        self.expected: deque[tuple[bytes, ChannelSubscription | None]] = deque()
         self._wishes = Event()
         #: Subscriptions whose history is to be read.
-        self.behind: dict[Subscription, None] = {}
+        self.behind: dict[ChannelSubscription, None] = {}
         self._asks_for_slots = False
 
     @property
@@ -58,33 +58,33 @@ class Channels:
             return False
         return not (self.changed or self.expected or self.behind)
 
-    def want(self, subscription: Subscription) -> None:
+    def want(self, subscription: ChannelSubscription) -> None:
         """Subscribes; ``subscription.ready`` is set when that is done, or can't be for now."""
-        channel = subscription.topic.channel
-        self.wanted[channel] = subscription
-        self.changed[channel] = None
+        name = subscription.channel.name
+        self.wanted[name] = subscription
+        self.changed[name] = None
         if self._connection is None and self._link.is_lost:
             subscription.give_up()
         if not self._greenlets and not self._link.ended:
             self._greenlets = [gevent.spawn(self._run), gevent.spawn(self._run_wishes)]
         self._wishes.set()
 
-    def unwant(self, subscription: Subscription) -> None:
+    def unwant(self, subscription: ChannelSubscription) -> None:
         """Unsubscribes."""
-        channel = subscription.topic.channel
-        if self.wanted.get(channel) is subscription:
-            del self.wanted[channel]
+        name = subscription.channel.name
+        if self.wanted.get(name) is subscription:
+            del self.wanted[name]
             self.behind.pop(subscription, None)
-            self.changed[channel] = None
+            self.changed[name] = None
             self._wishes.set()
         subscription.give_up()
 
-    def hand_over(self, subscription: Subscription, others: Channels) -> None:
+    def hand_over(self, subscription: ChannelSubscription, others: Channels) -> None:
         """Leaves a subscription to another node, which has its slot now."""
         was_known = subscription.active or subscription.told
-        del self.wanted[subscription.topic.channel]
+        del self.wanted[subscription.channel.name]
         self.behind.pop(subscription, None)
-        self.changed[subscription.topic.channel] = None
+        self.changed[subscription.channel.name] = None
         self._wishes.set()
         if was_known:
             subscription.broken()
@@ -154,19 +154,19 @@ class Channels:
         )
         commands: list[tuple[bytes, bytes]] = []
         while self.changed and len(commands) < SUBSCRIBED_AT_ONCE:
-            channel, _ = self.changed.popitem()
-            subscription = self.wanted.get(channel)
+            name, _ = self.changed.popitem()
+            subscription = self.wanted.get(name)
             if subscription is not None:
                 # Again where one that is over still was subscribed: the answer tells from when on all is received.
                 if not subscription.requested:
                     subscription.requested = True
-                    self.sent.add(channel)
-                    self.expected.append((channel, subscription))
-                    commands.append((subscribe, channel))
-            elif channel in self.sent:
-                self.sent.discard(channel)
-                self.expected.append((channel, None))
-                commands.append((unsubscribe, channel))
+                    self.sent.add(name)
+                    self.expected.append((name, subscription))
+                    commands.append((subscribe, name))
+            elif name in self.sent:
+                self.sent.discard(name)
+                self.expected.append((name, None))
+                commands.append((unsubscribe, name))
         return commands
 
     def _read(self, connection: Any) -> None:
@@ -202,22 +202,22 @@ class Channels:
     def _acknowledged(self, kind: Any, reply: Any) -> None:
         if kind not in (b"subscribe", b"unsubscribe", b"ssubscribe", b"sunsubscribe"):
             return
-        channel = reply[1]
-        if kind == b"sunsubscribe" and (not self.expected or self.expected[0] != (channel, None)):
+        name = reply[1]
+        if kind == b"sunsubscribe" and (not self.expected or self.expected[0] != (name, None)):
             # A cluster's slot has moved, and who has it now is to be asked.
-            self._moved(channel)
+            self._moved(name)
             return
-        if not self.expected or self.expected[0][0] != channel:
+        if not self.expected or self.expected[0][0] != name:
             raise ConnectionError("the server has acknowledged what it was not asked")
         _, subscription = self.expected.popleft()
-        if subscription is not None and self.wanted.get(channel) is subscription:
+        if subscription is not None and self.wanted.get(name) is subscription:
             subscription.acknowledged()
         if not self.expected:
             self._link.look_whether_over()
 
-    def _moved(self, channel: bytes) -> None:
-        self.sent.discard(channel)
-        subscription = self.wanted.get(channel)
+    def _moved(self, name: bytes) -> None:
+        self.sent.discard(name)
+        subscription = self.wanted.get(name)
         if subscription is not None:
             subscription.broken()
         self._ask_for_slots()
@@ -225,8 +225,8 @@ class Channels:
     def _subscription_refused(self, error: ResponseError) -> None:
         if isinstance(error, AuthenticationError) or not self.expected:
             raise ConnectionError(str(error))
-        channel, subscription = self.expected.popleft()
-        self.sent.discard(channel)
+        name, subscription = self.expected.popleft()
+        self.sent.discard(name)
         if subscription is None:
             return
         if isinstance(error, (*ELSEWHERE, ClusterDownError)):
@@ -243,9 +243,9 @@ class Channels:
         def done() -> None:
             self._asks_for_slots = False
             # Once more what is still to be here.
-            for channel, subscription in self.wanted.items():
+            for name, subscription in self.wanted.items():
                 if not subscription.requested:
-                    self.changed[channel] = None
+                    self.changed[name] = None
             gevent.spawn_later(CLUSTER_SECONDS, self._wishes.set)
 
         if self._asks_for_slots:
@@ -264,11 +264,11 @@ class Channels:
             pass
         done()
 
-    def _read_again(self, subscription: Subscription) -> None:
+    def _read_again(self, subscription: ChannelSubscription) -> None:
         if subscription in self.behind and not self._link.ended:
             self.read_history(subscription)
 
-    def read_history(self, subscription: Subscription) -> None:
+    def read_history(self, subscription: ChannelSubscription) -> None:
         """Has a subscription catch up, now or once the server is back."""
         self.behind[subscription] = None
         reading = subscription.reading

@@ -33,7 +33,7 @@ from geventws.topics.redis_connections import (
     reason,
     send,
 )
-from geventws.topics.wire import Topic
+from geventws.topics.wire import Channel
 
 if TYPE_CHECKING:
     from geventws.topics.redis_links import Link
@@ -59,10 +59,10 @@ SCRIPT_ATTEMPTS = 16
 class Publication:
     """A message in a command, which is counted, and told of, where it was perhaps not sent."""
 
-    __slots__ = ("sequence", "topic")
+    __slots__ = ("channel", "sequence")
 
-    def __init__(self, topic: Topic, sequence: int) -> None:
-        self.topic = topic
+    def __init__(self, channel: Channel, sequence: int) -> None:
+        self.channel = channel
         self.sequence = sequence
 
 

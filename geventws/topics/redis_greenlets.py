@@ -19,7 +19,7 @@ from geventws.topics.redis_connections import Slots, describe
 from geventws.topics.redis_links import Link
 from geventws.topics.redis_presence import Attendance
 from geventws.topics.redis_process import Configuration, Running
-from geventws.topics.redis_subscriptions import Subscription
+from geventws.topics.redis_subscriptions import ChannelSubscription
 from geventws.topics.statistics import Statistics
 
 __all__ = ["Greenlets"]
@@ -85,7 +85,7 @@ class Greenlets(Running):
                     command.arguments = (*command.arguments[:-1], b"SPUBLISH")
                 self.ask_later(command)
             for subscription in list(link.channels.wanted.values()):
-                new = self.link(subscription.topic.slot)
+                new = self.link(subscription.channel.slot)
                 if new is not link:
                     link.channels.hand_over(subscription, new.channels)
         for link in gone:
@@ -103,7 +103,7 @@ class Greenlets(Running):
         """A message that was taken to be sent, and was not, or perhaps not: here it is delivered all the same."""
         super().not_sent(publication)
         # One of a topic without a history was so at once.
-        subscription = self.subscriptions.get(publication.topic.name)
+        subscription = self.subscriptions.get(publication.channel.topic)
         if subscription is not None:
             subscription.deliver_own(publication.sequence)
         if self._settling is None:
@@ -124,13 +124,13 @@ class Greenlets(Running):
         self._settling = None
 
     def _submit_settlements(self) -> None:
-        for topic in list(self.unsettled.values()):
-            self.link(topic.slot).commands.submit(self.settlement(topic))
+        for channel in list(self.unsettled.values()):
+            self.link(channel.slot).commands.submit(self.settlement(channel))
 
-    def history_command(self, subscription: Subscription, done: Callable[[Any], None]) -> Command:
+    def history_command(self, subscription: ChannelSubscription, done: Callable[[Any], None]) -> Command:
         """The command that reads what a subscription lacks."""
         since = subscription.position
-        return self.read_command(subscription.topic, b"" if since is None else str(since).encode(), b"+", done)
+        return self.read_command(subscription.channel, b"" if since is None else str(since).encode(), b"+", done)
 
     def lost(self, link: Link) -> None:
         """A server does not answer; in a cluster another one may have its slots."""
@@ -156,24 +156,24 @@ class Greenlets(Running):
 
     # What topics ask for.
 
-    def wait_for_room(self, name: str) -> None:
-        link = self._only or self.link(self.topics.get(name).slot)
+    def wait_for_room(self, topic: str) -> None:
+        link = self._only or self.link(self.channels.get(topic).slot)
         if link.commands.is_full and not isinstance(gevent.getcurrent(), Hub):
             link.commands.wait_for_room()
 
-    def publish(self, name: str, opcode: int, payload: bytes) -> bool:
-        topic = self.topics.get(name)
-        commands = self.link(topic.slot).commands
+    def publish(self, topic: str, opcode: int, payload: bytes) -> bool:
+        channel = self.channels.get(topic)
+        commands = self.link(channel.slot).commands
         if commands.is_full and not isinstance(gevent.getcurrent(), Hub):
             commands.wait_for_room()
-        command = self.publication(topic, opcode, payload)
+        command = self.publication(channel, opcode, payload)
         publication = command.publication
         assert publication is not None
-        subscription = self.subscriptions.get(name) if topic.history else None
+        subscription = self.subscriptions.get(topic) if channel.history else None
         if subscription is not None:
             subscription.published(publication.sequence, opcode, payload)
         # The slot may have moved meanwhile.
-        if self.link(topic.slot).commands.submit(command):
+        if self.link(channel.slot).commands.submit(command):
             return True
         self.statistics.unsent += 1
         if subscription is not None:
@@ -199,41 +199,41 @@ class Greenlets(Running):
         if not commands.submit(command):
             commands.drop([command])
 
-    def subscribe(self, name: str) -> Position | None:
+    def subscribe(self, topic: str) -> Position | None:
         self._check_thread()
-        subscription = self.subscriptions.get(name)
+        subscription = self.subscriptions.get(topic)
         if subscription is None:
-            topic = self.topics.get(name)
-            subscription = Subscription(topic, self.inbox, self._read_history)
-            self.subscriptions[name] = subscription
-            self.link(topic.slot).channels.want(subscription)
+            channel = self.channels.get(topic)
+            subscription = ChannelSubscription(channel, self.inbox, self._read_history)
+            self.subscriptions[topic] = subscription
+            self.link(channel.slot).channels.want(subscription)
         subscription.ready.wait()
         return subscription.position
 
-    def _read_history(self, subscription: Subscription) -> None:
-        self.link(subscription.topic.slot).channels.read_history(subscription)
+    def _read_history(self, subscription: ChannelSubscription) -> None:
+        self.link(subscription.channel.slot).channels.read_history(subscription)
 
-    def unsubscribe(self, name: str) -> None:
-        subscription = self.subscriptions.pop(name, None)
+    def unsubscribe(self, topic: str) -> None:
+        subscription = self.subscriptions.pop(topic, None)
         if subscription is not None:
-            self.link(subscription.topic.slot).channels.unwant(subscription)
+            self.link(subscription.channel.slot).channels.unwant(subscription)
 
-    def join(self, name: str, member: Member) -> None:
-        self.attendance.join(self.topics.get(name), member)
+    def join(self, topic: str, member: Member) -> None:
+        self.attendance.join(self.channels.get(topic), member)
 
-    def leave(self, name: str, member: Member) -> None:
-        self.attendance.leave(self.topics.get(name), member)
+    def leave(self, topic: str, member: Member) -> None:
+        self.attendance.leave(self.channels.get(topic), member)
 
-    def members(self, name: str) -> list[Member]:
+    def members(self, topic: str) -> list[Member]:
         self.attendance.watch()
-        return super().members(name)
+        return super().members(topic)
 
     def watch_members(self) -> None:
         self.attendance.watch()
 
-    def own_members(self, name: str) -> list[Member]:
+    def own_members(self, topic: str) -> list[Member]:
         """The members of this process."""
-        return self.attendance.members(name)
+        return self.attendance.members(topic)
 
     def own_leases(self) -> set[str]:
         """The leases of this process."""

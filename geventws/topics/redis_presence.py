@@ -23,7 +23,7 @@ from geventws.topics.nouns import Member
 from geventws.topics.redis_commands import Command
 from geventws.topics.redis_connections import current_process
 from geventws.topics.redis_scripts import CLEAN, HEARTBEAT, JOIN, LEASE, LEAVE, RELEASE, Script
-from geventws.topics.wire import Topic
+from geventws.topics.wire import Channel
 
 if TYPE_CHECKING:
     from geventws.topics.redis_greenlets import Greenlets
@@ -49,7 +49,7 @@ class Attendance:
         self._names = owner.names
         self._incarnation = 0
         self._members: dict[str, dict[str, Member]] = {}
-        self._topics: dict[str, Topic] = {}
+        self._channels: dict[str, Channel] = {}
         #: Topics of which Redis knows that this worker may have members there.
         self._indexed: set[str] = set()
         #: Whether Redis may lack what it was told, so that all is to be told again.
@@ -63,35 +63,35 @@ class Attendance:
         """The name of the present lease."""
         return f"{self._owner.worker_id}.{self._incarnation}"
 
-    def members(self, name: str) -> list[Member]:
+    def members(self, topic: str) -> list[Member]:
         """The members of this process on a topic."""
-        return list(self._members.get(name, {}).values())
+        return list(self._members.get(topic, {}).values())
 
-    def join(self, topic: Topic, member: Member) -> None:
+    def join(self, channel: Channel, member: Member) -> None:
         """Registers a member."""
-        self._topics.setdefault(topic.name, topic)
-        self._members.setdefault(topic.name, {})[member.key] = member
+        self._channels.setdefault(channel.topic, channel)
+        self._members.setdefault(channel.topic, {})[member.key] = member
         self.watch()
         if not self._has_lease:
             # All members are registered together with the lease.
             self._wake.set()
             return
-        self._register(topic, [member])
+        self._register(channel, [member])
 
-    def leave(self, topic: Topic, member: Member) -> None:
+    def leave(self, channel: Channel, member: Member) -> None:
         """Takes a member back."""
-        members = self._members.get(topic.name)
+        members = self._members.get(channel.topic)
         if members is None or members.pop(member.key, None) is None:
             return
         if not members:
-            del self._members[topic.name]
-            del self._topics[topic.name]
+            del self._members[channel.topic]
+            del self._channels[channel.topic]
         if not self._has_lease:
             return
-        self._tell(LEAVE, topic, (member.key.encode(), self._owner.publish_command))
-        if not members and topic.name in self._indexed:
-            self._indexed.discard(topic.name)
-            self._index(b"SREM", topic, self.lease, self._sure)
+        self._tell(LEAVE, channel, (member.key.encode(), self._owner.publish_command))
+        if not members and channel.topic in self._indexed:
+            self._indexed.discard(channel.topic)
+            self._index(b"SREM", channel, self.lease, self._sure)
 
     def watch(self) -> None:
         """Keeps the lease up, and looks for those that have run out."""
@@ -150,9 +150,9 @@ class Attendance:
             self._unsure = True
             raise
         self._has_lease = True
-        for name, members in list(self._members.items()):
-            if name in self._topics:
-                self._register(self._topics[name], list(members.values()))
+        for topic, members in list(self._members.items()):
+            if topic in self._channels:
+                self._register(self._channels[topic], list(members.values()))
         if old is not None:
             # These commands come behind the ones that were sent to the same servers above.
             self._settle()
@@ -160,11 +160,11 @@ class Attendance:
 
     def _settle(self) -> None:
         """Waits until all members are registered; raises if that fails."""
-        self._owner.ask(*[_ping(topic.slot) for topic in list(self._topics.values())])
+        self._owner.ask(*[_ping(channel.slot) for channel in list(self._channels.values())])
         if self._unsure:
             raise RedisError("members could not be registered")
 
-    def _register(self, topic: Topic, members: list[Member]) -> None:
+    def _register(self, channel: Channel, members: list[Member]) -> None:
         """Tells Redis of members; first that the worker has some there, for that is what a cleaner goes by."""
         lease = self.lease
 
@@ -172,28 +172,28 @@ class Attendance:
             self._sure(reply)
             if isinstance(reply, Exception) or lease != self.lease:
                 return
-            self._indexed.add(topic.name)
+            self._indexed.add(channel.topic)
             for member in members:
                 # Not one that has left meanwhile.
-                if self._members.get(topic.name, {}).get(member.key) is member:
+                if self._members.get(channel.topic, {}).get(member.key) is member:
                     self._tell(
                         JOIN,
-                        topic,
+                        channel,
                         (member.key.encode(), lease.encode(), member.name.encode(), self._owner.publish_command),
                     )
 
-        if topic.name in self._indexed:
+        if channel.topic in self._indexed:
             register(None)
         else:
-            self._index(b"SADD", topic, lease, register)
+            self._index(b"SADD", channel, lease, register)
 
-    def _index(self, command: bytes, topic: Topic, lease: str, done: Callable[[Any], None]) -> None:
+    def _index(self, command: bytes, channel: Channel, lease: str, done: Callable[[Any], None]) -> None:
         key = self._names.worker(lease)
-        self._owner.ask_later(Command(key_slot(key), (command, key, topic.name.encode()), 0, None, done))
+        self._owner.ask_later(Command(key_slot(key), (command, key, channel.topic.encode()), 0, None, done))
 
-    def _tell(self, script: Script, topic: Topic, arguments: tuple[bytes, ...]) -> None:
-        keys = (topic.members, topic.channel)
-        self._owner.ask_later(self._owner.script(script, topic.slot, keys, arguments, self._sure))
+    def _tell(self, script: Script, channel: Channel, arguments: tuple[bytes, ...]) -> None:
+        keys = (channel.members, channel.name)
+        self._owner.ask_later(self._owner.script(script, channel.slot, keys, arguments, self._sure))
 
     def _sure(self, reply: Any) -> None:
         if isinstance(reply, Exception):
@@ -212,25 +212,25 @@ class Attendance:
         """Takes away what has a lease that is over."""
         key = self._names.worker(lease)
         slot = key_slot(key)
-        [names] = self._owner.ask(lambda done: Command(slot, (b"SMEMBERS", key), 0, None, done))
+        [topics] = self._owner.ask(lambda done: Command(slot, (b"SMEMBERS", key), 0, None, done))
         arguments = (lease.encode(), self._owner.publish_command)
-        for start in range(0, len(names), CLEANED_AT_ONCE):
-            topics = self._topics_of(names[start : start + CLEANED_AT_ONCE])
+        for start in range(0, len(topics), CLEANED_AT_ONCE):
+            channels = self._channels_of(topics[start : start + CLEANED_AT_ONCE])
             self._owner.ask(
-                *[self._script(CLEAN, topic.slot, (topic.members, topic.channel), arguments) for topic in topics]
+                *[self._script(CLEAN, channel.slot, (channel.members, channel.name), arguments) for channel in channels]
             )
         self._owner.ask(lambda done: Command(slot, (b"DEL", key), 0, None, done))
         self._workers(RELEASE, lease.encode())
 
-    def _topics_of(self, names: list[bytes]) -> list[Topic]:
-        topics = []
-        for name in names:
+    def _channels_of(self, topics: list[bytes]) -> list[Channel]:
+        channels = []
+        for topic in topics:
             try:
-                topics.append(self._owner.make_topic(name.decode()))
+                channels.append(self._owner.make_channel(topic.decode()))
             except ValueError:
                 # Not one of ours.
                 pass
-        return topics
+        return channels
 
 
 def _ping(slot: int) -> Callable[[Any], Command]:

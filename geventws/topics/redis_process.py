@@ -15,14 +15,14 @@ from geventws.topics.nouns import Member, Position
 from geventws.topics.redis_commands import Command, Publication
 from geventws.topics.redis_connections import Connector, Slots
 from geventws.topics.redis_scripts import LIVE, PUBLISH, READ, Script
-from geventws.topics.redis_subscriptions import Inbox, Receiver, Subscription
+from geventws.topics.redis_subscriptions import ChannelSubscription, Inbox, Receiver
 from geventws.topics.statistics import Statistics
 from geventws.topics.wire import (
     GAP,
+    Channel,
+    ChannelTable,
     Malformed,
     Names,
-    Topic,
-    TopicTable,
     decode_entry,
     decode_position,
     encode_gap,
@@ -34,8 +34,8 @@ from geventws.topics.wire import (
 
 __all__ = ["Configuration", "Running"]
 
-#: Topics whose sequence numbers a process remembers.
-TOPICS = 10_000
+#: Channels whose sequence numbers a process remembers.
+CHANNELS = 10_000
 
 
 class Configuration(NamedTuple):
@@ -65,11 +65,12 @@ class Running(ABC):
         #: What tells this process from all others.
         self.worker_id = self.origin.hex()
         self.inbox = Inbox(configuration.receiver, self.origin, configuration.max_message_size, statistics)
-        self.topics = TopicTable(TOPICS, self._known_topic)
+        #: The channels of topics.
+        self.channels = ChannelTable(CHANNELS, self._known_channel)
         self._lives = count()
-        #: Topics with messages that Redis perhaps lacks, and knows nothing of.
-        self.unsettled: dict[str, Topic] = {}
-        self.subscriptions: dict[str, Subscription] = {}
+        #: Channels with messages that Redis perhaps lacks, and knows nothing of.
+        self.unsettled: dict[str, Channel] = {}
+        self.subscriptions: dict[str, ChannelSubscription] = {}
         self.slots: Slots | None = None
         self._history = configuration.history
         self._history_milliseconds = configuration.history_milliseconds
@@ -83,7 +84,7 @@ class Running(ABC):
         """Whether Redis can be reached, as far as known."""
 
     @abstractmethod
-    def subscribe(self, name: str) -> Position | None:
+    def subscribe(self, topic: str) -> Position | None:
         """Listens to a topic, and gives where its history stands; None without one.
 
         Blocks until the server has acknowledged it. Once Redis is known to be away it gives None, and the topic is
@@ -92,11 +93,11 @@ class Running(ABC):
         """
 
     @abstractmethod
-    def unsubscribe(self, name: str) -> None:
+    def unsubscribe(self, topic: str) -> None:
         """Listens to a topic no more. Never blocks."""
 
     @abstractmethod
-    def publish(self, name: str, opcode: int, payload: bytes) -> bool:
+    def publish(self, topic: str, opcode: int, payload: bytes) -> bool:
         """Sends a message to all processes; False if Redis is away.
 
         The caller counts it as published, this as ``unsent`` or ``unconfirmed`` where it came to that.
@@ -108,7 +109,7 @@ class Running(ABC):
         """
 
     @abstractmethod
-    def wait_for_room(self, name: str) -> None:
+    def wait_for_room(self, topic: str) -> None:
         """Blocks while more than 1 MiB of messages wait for the server of a topic; not in the hub."""
 
     @abstractmethod
@@ -119,11 +120,11 @@ class Running(ABC):
         """
 
     @abstractmethod
-    def join(self, name: str, member: Member) -> None:
+    def join(self, topic: str, member: Member) -> None:
         """Registers a member, until it leaves or this process ends. Never blocks."""
 
     @abstractmethod
-    def leave(self, name: str, member: Member) -> None:
+    def leave(self, topic: str, member: Member) -> None:
         """Takes a member back. Never blocks."""
 
     @abstractmethod
@@ -134,16 +135,16 @@ class Running(ABC):
     def close(self) -> None:
         """Sends what waits, for a second at most; members leave, and the connections are closed."""
 
-    def missed(self, name: str, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
+    def missed(self, topic: str, since: Position, up_to: Position) -> list[tuple[Position, int, bytes]] | None:
         """The messages behind ``since`` up to ``up_to``; None where not all of them can be had. Blocks.
 
         An offset that is left out stands for messages of some process that Redis never got.
         """
         if up_to.epoch != since.epoch or up_to.offset < since.offset:
             return None
-        topic = self.topics.get(name)
+        channel = self.channels.get(topic)
         try:
-            [reply] = self.ask(lambda done: self.read_command(topic, str(since).encode(), str(up_to).encode(), done))
+            [reply] = self.ask(lambda done: self.read_command(channel, str(since).encode(), str(up_to).encode(), done))
             last = decode_position(reply[0])
             found = [decode_entry(entry) for entry in reply[1]]
         except (RedisError, Malformed):
@@ -154,35 +155,35 @@ class Running(ABC):
             return None
         return [(item.position, item.opcode, item.payload) for item in found if item.opcode != GAP]
 
-    def position(self, name: str) -> Position | None:
+    def position(self, topic: str) -> Position | None:
         """Where the history of a topic stands in Redis; None without one. Blocks; None while Redis is away."""
-        topic = self.topics.get(name)
-        if not topic.history:
+        channel = self.channels.get(topic)
+        if not channel.history:
             return None
         try:
-            [reply] = self.ask(lambda done: self.read_command(topic, b"", b"+", done))
+            [reply] = self.ask(lambda done: self.read_command(channel, b"", b"+", done))
             return decode_position(reply[0])
         except (RedisError, Malformed):
             return None
 
-    def reached(self, name: str) -> Position | None:
+    def reached(self, topic: str) -> Position | None:
         """Just behind the last message of a subscribed topic that was handed on; None without a history.
 
         Never blocks. None too where the topic was subscribed while Redis was away, until it is back.
         """
-        subscription = self.subscriptions.get(name)
+        subscription = self.subscriptions.get(topic)
         return None if subscription is None else subscription.position
 
-    def members(self, name: str) -> list[Member]:
+    def members(self, topic: str) -> list[Member]:
         """Who is on a topic, in all processes that live, in order of joining. Blocks.
 
         While Redis is away: those of this process.
         """
-        topic = self.topics.get(name)
+        channel = self.channels.get(topic)
         try:
-            values, live = self._read_members(topic)
+            values, live = self._read_members(channel)
         except RedisError:
-            return self.own_members(name)
+            return self.own_members(topic)
         living = {lease.decode() for lease in live} | self.own_leases()
         found = []
         for key, value in zip(values[::2], values[1::2], strict=True):
@@ -192,15 +193,15 @@ class Running(ABC):
                 found.append((int(since), Member(member, key.decode("utf-8", "replace"))))
         return [member for _, member in sorted(found, key=lambda item: item[0])]
 
-    def _read_members(self, topic: Topic) -> tuple[Any, Any]:
+    def _read_members(self, channel: Channel) -> tuple[Any, Any]:
         workers = self.names.workers
         values, live = self.ask(
-            lambda done: Command(topic.slot, (b"HGETALL", topic.members), 0, None, done),
+            lambda done: Command(channel.slot, (b"HGETALL", channel.members), 0, None, done),
             lambda done: self.script(LIVE, key_slot(workers), (workers,), (), done),
         )
         return values, live
 
-    def own_members(self, name: str) -> list[Member]:
+    def own_members(self, topic: str) -> list[Member]:
         """The members of this process."""
         return []
 
@@ -225,17 +226,17 @@ class Running(ABC):
         """How to publish to a channel."""
         return b"PUBLISH" if self.slots is None else b"SPUBLISH"
 
-    def make_topic(self, name: str) -> Topic:
-        """What a topic is called, of which nothing else is known."""
-        channel = self.names.channel(name)
-        return Topic(name, channel, key_slot(channel), self._history(name), next(self._lives))
+    def make_channel(self, topic: str) -> Channel:
+        """The channel of a topic of which nothing is known."""
+        name = self.names.channel(topic)
+        return Channel(topic, name, key_slot(name), self._history(topic), next(self._lives))
 
-    def _known_topic(self, name: str) -> Topic:
-        """A topic that is none of those used last."""
-        subscription = self.subscriptions.get(name)
+    def _known_channel(self, topic: str) -> Channel:
+        """A channel that is none of those used last."""
+        subscription = self.subscriptions.get(topic)
         if subscription is not None:
-            return subscription.topic
-        return self.unsettled.get(name) or self.make_topic(name)
+            return subscription.channel
+        return self.unsettled.get(topic) or self.make_channel(topic)
 
     def script(
         self, script: Script, slot: int, keys: tuple[bytes, ...], arguments: tuple[bytes, ...], done: Any = None
@@ -243,41 +244,41 @@ class Running(ABC):
         """A command that runs a script."""
         return Command(slot, (b"EVALSHA", script.hash, b"%d" % len(keys), *keys, *arguments), 0, None, done)
 
-    def publication(self, topic: Topic, opcode: int, payload: bytes) -> Command:
+    def publication(self, channel: Channel, opcode: int, payload: bytes) -> Command:
         """The command that publishes a message."""
-        sequence = topic.sequence
-        topic.sequence += 1
-        if not topic.history:
+        sequence = channel.sequence
+        channel.sequence += 1
+        if not channel.history:
             data = encode_plain(opcode, self.origin, sequence, payload)
-            publication = Publication(topic, sequence)
-            return Command(topic.slot, (self.publish_command, topic.channel, data), len(data), publication)
-        return self._positioned(topic, kind_of(opcode), payload, sequence, Publication(topic, sequence))
+            publication = Publication(channel, sequence)
+            return Command(channel.slot, (self.publish_command, channel.name, data), len(data), publication)
+        return self._positioned(channel, kind_of(opcode), payload, sequence, Publication(channel, sequence))
 
-    def settlement(self, topic: Topic) -> Command:
+    def settlement(self, channel: Channel) -> Command:
         """The command that has all told of what Redis lacks of a topic's messages."""
-        if not topic.history:
-            sequence = topic.sequence - 1
+        if not channel.history:
+            sequence = channel.sequence - 1
             data = encode_gap(self.origin, sequence)
-            settles = self._settles(topic, sequence)
-            return Command(topic.slot, (self.publish_command, topic.channel, data), len(data), None, settles)
-        return self._positioned(topic, b"", b"", topic.sequence, None)
+            settles = self._settles(channel, sequence)
+            return Command(channel.slot, (self.publish_command, channel.name, data), len(data), None, settles)
+        return self._positioned(channel, b"", b"", channel.sequence, None)
 
     def _positioned(
-        self, topic: Topic, kind: bytes, payload: bytes, sequence: int, publication: Publication | None
+        self, channel: Channel, kind: bytes, payload: bytes, sequence: int, publication: Publication | None
     ) -> Command:
         first, before = b"", b""
         settles: Callable[[Any], None] | None = None
-        if topic.first_lost is not None:
-            first = b"%d" % topic.first_lost
+        if channel.first_lost is not None:
+            first = b"%d" % channel.first_lost
             before = encode_source(self.origin, sequence - 1)
-            settles = self._settles(topic, sequence - 1)
+            settles = self._settles(channel, sequence - 1)
         arguments = (
             b"EVALSHA",
             PUBLISH.hash,
             b"2",
-            topic.stream,
-            topic.channel,
-            b"%d" % topic.history,
+            channel.stream,
+            channel.name,
+            b"%d" % channel.history,
             self._history_milliseconds,
             kind,
             payload,
@@ -287,27 +288,27 @@ class Running(ABC):
             # The last one, which is another in a cluster.
             self.publish_command,
         )
-        return Command(topic.slot, arguments, len(payload), publication, settles)
+        return Command(channel.slot, arguments, len(payload), publication, settles)
 
     def not_sent(self, publication: Publication) -> None:
         """A message was not sent, or perhaps not: those of other processes are told once Redis is back."""
-        topic = publication.topic
+        channel = publication.channel
         # Without a history the next message shows it as well.
-        if topic.history or len(self.unsettled) < TOPICS:
-            topic.lose(publication.sequence)
-            self.unsettled[topic.name] = topic
+        if channel.history or len(self.unsettled) < CHANNELS:
+            channel.lose(publication.sequence)
+            self.unsettled[channel.topic] = channel
 
-    def _settles(self, topic: Topic, sequence: int) -> Callable[[Any], None]:
+    def _settles(self, channel: Channel, sequence: int) -> Callable[[Any], None]:
         """What is called with Redis' answer, when it was told of all that it lacks up to a message."""
 
         def done(reply: Any) -> None:
             if not isinstance(reply, Exception):
-                topic.settle(sequence)
-                if topic.first_lost is None:
-                    self.unsettled.pop(topic.name, None)
+                channel.settle(sequence)
+                if channel.first_lost is None:
+                    self.unsettled.pop(channel.topic, None)
 
         return done
 
-    def read_command(self, topic: Topic, since: bytes, up_to: bytes, done: Any) -> Command:
+    def read_command(self, channel: Channel, since: bytes, up_to: bytes, done: Any) -> Command:
         """The command that reads a history."""
-        return self.script(READ, topic.slot, (topic.stream,), (since, up_to, self._history_milliseconds), done)
+        return self.script(READ, channel.slot, (channel.stream,), (since, up_to, self._history_milliseconds), done)

@@ -147,13 +147,13 @@ class Synchronous(Running):
         """A cluster's slots are known, or have moved."""
         self.slots = slots
 
-    def wait_for_room(self, name: str) -> None:
+    def wait_for_room(self, topic: str) -> None:
         """Nothing waits."""
 
-    def publish(self, name: str, opcode: int, payload: bytes) -> bool:
+    def publish(self, topic: str, opcode: int, payload: bytes) -> bool:
         with self._lock:
             self._link.prepare()
-            command = self.publication(self.topics.get(name), opcode, payload)
+            command = self.publication(self.channels.get(topic), opcode, payload)
             try:
                 reply = self._link.execute(command)
             except RedisError as error:
@@ -175,18 +175,18 @@ class Synchronous(Running):
             self._link.prepare()
             return [self._link.execute(make(None)) for make in makes]
 
-    def subscribe(self, name: str) -> Position | None:
+    def subscribe(self, topic: str) -> Position | None:
         """Refused: nobody could receive."""
         raise _needs_patch("subscribe to topics")
 
-    def join(self, name: str, member: Member) -> None:
+    def join(self, topic: str, member: Member) -> None:
         """Refused: nobody could keep up the lease."""
         raise _needs_patch("register members")
 
-    def unsubscribe(self, name: str) -> None:
+    def unsubscribe(self, topic: str) -> None:
         """Nothing is subscribed."""
 
-    def leave(self, name: str, member: Member) -> None:
+    def leave(self, topic: str, member: Member) -> None:
         """Nobody is registered."""
 
     def watch_members(self) -> None:

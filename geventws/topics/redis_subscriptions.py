@@ -1,4 +1,4 @@
-"""One topic that a process listens to: what of its messages was seen, what is missing, and what waits for that."""
+"""One channel that a process listens to: what of its messages was seen, what is missing, and what waits for that."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from geventws.topics.statistics import Statistics
 from geventws.topics.wire import (
     GAP,
     TEXT,
+    Channel,
     Malformed,
     Origins,
     Plain,
     Positioned,
-    Topic,
     decode,
     decode_entry,
     decode_position,
     is_text,
 )
 
-__all__ = ["Inbox", "Receiver", "Subscription"]
+__all__ = ["ChannelSubscription", "Inbox", "Receiver"]
 
 log = logging.getLogger("geventws")
 
@@ -105,8 +105,8 @@ class Inbox:
         log.exception("what a topic's message was handed to failed")
 
 
-class Subscription:
-    """One topic that this process listens to.
+class ChannelSubscription:
+    """A topic's channel that this process listens to.
 
     ``read_history`` is called when messages have to be read from the history, and leads to `caught_up`.
 
@@ -128,16 +128,16 @@ class Subscription:
         "_refused",
         "_waiting",
         "active",
+        "channel",
         "position",
         "reading",
         "ready",
         "requested",
         "told",
-        "topic",
     )
 
-    def __init__(self, topic: Topic, inbox: Inbox, read_history: Callable[[Subscription], None]) -> None:
-        self.topic = topic
+    def __init__(self, channel: Channel, inbox: Inbox, read_history: Callable[[ChannelSubscription], None]) -> None:
+        self.channel = channel
         self._inbox = inbox
         self._read_history = read_history
         #: Set once the server has acknowledged the subscription and its position is known, or it is out of reach.
@@ -172,11 +172,11 @@ class Subscription:
         """The server has subscribed us, at first or again."""
         self.active = True
         self._refused = False
-        if self.topic.history:
+        if self.channel.history:
             self._catch_up()
             return
         if self.told:
-            self._inbox.gap(self.topic.name, None)
+            self._inbox.gap(self.channel.topic, None)
         self.told = True
         self.ready.set()
 
@@ -194,7 +194,7 @@ class Subscription:
         self._refused = True
         if self._own:
             self.deliver_own(self._own[-1][0])
-        self._inbox.gap(self.topic.name, None)
+        self._inbox.gap(self.channel.topic, None)
         self.give_up()
 
     def give_up(self) -> None:
@@ -217,15 +217,15 @@ class Subscription:
                 lost = self._origins.missing_up_to(item.origin, item.sequence, -1)
                 if lost:
                     # Of who was never heard it is not known what was sent before anybody listened.
-                    inbox.gap(self.topic.name, lost if lost > 0 else None)
+                    inbox.gap(self.channel.topic, lost if lost > 0 else None)
                 return
             lost = self._origins.missing(item.origin, item.sequence)
             if lost:
-                inbox.gap(self.topic.name, lost)
+                inbox.gap(self.channel.topic, lost)
             if inbox.takes(item.opcode, item.payload):
-                inbox.message(self.topic.name, item.opcode, item.payload, None)
+                inbox.message(self.channel.topic, item.opcode, item.payload, None)
         elif isinstance(item, Positioned):
-            if not self.topic.history:
+            if not self.channel.history:
                 # Another process keeps a history of the topic; here it is a message like others.
                 self._take(item, None)
             elif self._waiting is not None:
@@ -233,7 +233,7 @@ class Subscription:
             else:
                 self._positioned(item)
         else:
-            inbox.presence(self.topic.name, item.event, item.member)
+            inbox.presence(self.channel.topic, item.event, item.member)
 
     # What this process publishes.
 
@@ -258,7 +258,7 @@ class Subscription:
     def deliver_own(self, up_to: int) -> None:
         """Delivers this process's messages, up to this one, that did not come back."""
         while self._own and self._own[0][0] <= up_to:
-            self._inbox.deliver(self.topic.name, *self._take_own(), None)
+            self._inbox.deliver(self.channel.topic, *self._take_own(), None)
 
     def _take_own(self) -> tuple[int, bytes]:
         own = self._own
@@ -307,14 +307,14 @@ class Subscription:
         elif item.opcode == GAP:
             lost = self._origins.missing_up_to(item.origin, item.sequence, item.lost)
             if lost:
-                inbox.gap(self.topic.name, lost)
+                inbox.gap(self.channel.topic, lost)
             return
         else:
             lost = self._origins.missing(item.origin, item.sequence)
             if lost:
-                inbox.gap(self.topic.name, lost)
+                inbox.gap(self.channel.topic, lost)
         if inbox.takes(item.opcode, item.payload):
-            inbox.message(self.topic.name, item.opcode, item.payload, position)
+            inbox.message(self.channel.topic, item.opcode, item.payload, position)
 
     def _wait(self, item: Positioned) -> None:
         waiting = self._waiting
@@ -332,7 +332,7 @@ class Subscription:
 
     def _read(self) -> None:
         self.reading += 1
-        self._own_sent = self.topic.sequence - 1
+        self._own_sent = self.channel.sequence - 1
         self._read_history(self)
 
     def caught_up(self, reply: Any) -> None:
@@ -362,7 +362,7 @@ class Subscription:
         self._deliver_waiting()
 
     def _lose_history(self) -> None:
-        self._inbox.gap(self.topic.name, None)
+        self._inbox.gap(self.channel.topic, None)
         self.position = None
 
     def _take_history(self, reply: Any) -> None:
@@ -377,15 +377,15 @@ class Subscription:
                         self._deliver(item)
                 if broken or last.epoch < since.epoch:
                     # What there was in the epoch before nobody knows.
-                    inbox.gap(self.topic.name, None)
+                    inbox.gap(self.channel.topic, None)
                 since = Position(last.epoch, 0)
             elif last.offset < since.offset:
                 # Redis came back with an older state.
-                inbox.gap(self.topic.name, None)
+                inbox.gap(self.channel.topic, None)
             found = self._between(since, last, reply[1])
             lost = last.offset - since.offset - len(found) - self._own_missing(found, own_sent)
             if lost > 0:
-                inbox.gap(self.topic.name, lost)
+                inbox.gap(self.channel.topic, lost)
                 # By their numbers they would be counted again.
                 self._origins.clear()
             for entry in found:
@@ -393,7 +393,7 @@ class Subscription:
                     self._deliver(entry)
         elif self.told:
             # It had begun without Redis.
-            inbox.gap(self.topic.name, None)
+            inbox.gap(self.channel.topic, None)
         if self.told:
             # They were there before the history was read, and are there no more.
             self.deliver_own(own_sent)

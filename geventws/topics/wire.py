@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from geventws.arguments import encode_text, shown
@@ -27,14 +27,14 @@ from geventws.topics.nouns import Member, Position
 
 __all__ = [
     "GAP",
+    "Channel",
+    "ChannelTable",
     "Malformed",
     "Names",
     "Origins",
     "Plain",
     "Positioned",
     "PresenceChange",
-    "Topic",
-    "TopicTable",
     "decode",
     "decode_entry",
     "decode_position",
@@ -108,14 +108,14 @@ class Names:
         return b"%bworker:%b" % (self._prefix, lease.encode())
 
 
-class Topic:
-    """What a process knows of a topic that it publishes to or reads."""
+class Channel:
+    """The channel of a topic that a process publishes to or reads, and what it knows of it."""
 
-    __slots__ = ("channel", "first_lost", "history", "last_lost", "name", "sequence", "slot")
+    __slots__ = ("first_lost", "history", "last_lost", "name", "sequence", "slot", "topic")
 
-    def __init__(self, name: str, channel: bytes, slot: int, history: int, life: int = 0) -> None:
+    def __init__(self, topic: str, name: bytes, slot: int, history: int, life: int = 0) -> None:
+        self.topic = topic
         self.name = name
-        self.channel = channel
         self.slot = slot
         #: Messages that are kept; 0 for none.
         self.history = history
@@ -139,35 +139,35 @@ class Topic:
     @property
     def stream(self) -> bytes:
         """The key of the history."""
-        return self.channel + b":log"
+        return self.name + b":log"
 
     @property
     def members(self) -> bytes:
         """The key of the members."""
-        return self.channel + b":members"
+        return self.name + b":members"
 
 
-class TopicTable:
-    """The topics that a process used last."""
+class ChannelTable:
+    """The channels that a process used last, by topic."""
 
-    def __init__(self, size: int, make: Any) -> None:
+    def __init__(self, size: int, make: Callable[[str], Channel]) -> None:
         self._size = size
         self._make = make
-        self._topics: OrderedDict[str, Topic] = OrderedDict()
+        self._channels: OrderedDict[str, Channel] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._topics)
+        return len(self._channels)
 
-    def get(self, name: str) -> Topic:
-        """The topic of this name."""
-        topic = self._topics.get(name)
-        if topic is None:
-            topic = self._topics[name] = self._make(name)
-            if len(self._topics) > self._size:
-                self._topics.popitem(last=False)
+    def get(self, topic: str) -> Channel:
+        """The channel of ``topic``."""
+        channel = self._channels.get(topic)
+        if channel is None:
+            channel = self._channels[topic] = self._make(topic)
+            if len(self._channels) > self._size:
+                self._channels.popitem(last=False)
         else:
-            self._topics.move_to_end(name)
-        return topic
+            self._channels.move_to_end(topic)
+        return channel
 
 
 class Plain(NamedTuple):
