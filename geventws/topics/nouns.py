@@ -6,8 +6,12 @@ import re
 from typing import Literal, NamedTuple
 
 from geventws.arguments import shown
+from geventws.frames import Opcode
 
-__all__ = ["Gap", "Member", "Position", "Presence", "Subscribed"]
+__all__ = ["BINARY", "TEXT", "Gap", "Member", "Position", "Presence", "Subscribed"]
+
+#: The opcodes of messages; plain numbers compare faster.
+TEXT, BINARY = Opcode.TEXT.value, Opcode.BINARY.value
 
 _is_position = re.compile(r"([0-9]{1,19})-([0-9]{1,19})", re.ASCII).fullmatch
 

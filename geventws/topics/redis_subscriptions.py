@@ -9,11 +9,10 @@ from typing import Any, Protocol
 
 from gevent.event import Event
 
-from geventws.topics.nouns import Member, Position
+from geventws.topics.nouns import TEXT, Member, Position
 from geventws.topics.statistics import Statistics
 from geventws.topics.wire import (
     GAP,
-    TEXT,
     Channel,
     Malformed,
     Origins,

@@ -14,7 +14,7 @@ from geventws.switching import current
 from geventws.topics.audience import Audience
 from geventws.topics.broadcasting import shared_message
 from geventws.topics.delivery import Delivery, deliver
-from geventws.topics.nouns import Gap, Member, Position, Presence
+from geventws.topics.nouns import TEXT, Gap, Member, Position, Presence
 
 if TYPE_CHECKING:
     from geventws.connection import Connection
@@ -231,7 +231,7 @@ class Tellers:
 
 def content_of(message: SharedMessage) -> str | bytes:
     """What was published."""
-    return message.payload.decode() if message.opcode == 1 else message.payload
+    return message.payload.decode() if message.opcode == TEXT else message.payload
 
 
 def wait_unless_in_hub(delivery: Delivery | None) -> None:

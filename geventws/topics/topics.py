@@ -15,6 +15,7 @@ from gevent.event import AsyncResult
 from gevent.hub import Hub
 
 from geventws.arguments import check_function, check_number, check_wait, encode_text, missing_extra, shown
+from geventws.connection import State
 from geventws.errors import ConnectionClosed, UsageError
 from geventws.protocol.shared import SharedMessage
 from geventws.session import DefaultWebSocketSession
@@ -41,7 +42,6 @@ log = logging.getLogger("geventws")
 Message = str | bytes | bytearray | memoryview
 Envelope = Callable[[str, str | bytes, Position | None], str | bytes]
 
-OPEN = 1
 SECONDS_BETWEEN_SWEEPS = 10.0
 #: Bytes of a member's name: all processes get it.
 LONGEST_MEMBER = 4096
@@ -189,7 +189,7 @@ class Topics:
             recovery = Recovery(here, self._broker, session, self._wrapped)
             recovered = recovery.catch_up(since, recent, self._sizes.of(topic))
             self._enter()
-            if connection.state != OPEN:
+            if connection.state != State.OPEN:
                 raise ConnectionClosed(connection.ending())
             # Another greenlet may have subscribed it meanwhile.
             here.remove(connection)
@@ -255,7 +255,7 @@ class Topics:
         _check_session(session)
         session.accept_if_needed()
         connection: Connection = session.connection
-        if connection.state != OPEN or connection.close_sent:
+        if connection.state != State.OPEN or connection.close_sent:
             raise ConnectionClosed(connection.ending())
         hub = get_hub()
         if self._hub is None and connection.hub is hub:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from geventws.arguments import encode_text, shown
-from geventws.topics.nouns import Member, Position
+from geventws.topics.nouns import BINARY, TEXT, Member, Position
 
 __all__ = [
     "GAP",
@@ -49,7 +49,6 @@ __all__ = [
 ]
 
 VERSION = 1
-TEXT, BINARY = 1, 2
 #: In place of an opcode: no message, but that there are some which Redis never got.
 GAP = 0
 #: Bytes of an origin with a sequence number, and before the message in what has no position.
