@@ -82,7 +82,7 @@ ROOMS = [
     "topics.history",
     "topics.topic",
     "topics.recovery",
-    "topics.outside",
+    "topics.threads",
     "topics.topics",
     "topics",
     # The server half.

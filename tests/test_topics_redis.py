@@ -20,8 +20,7 @@ from gevent.server import StreamServer
 pytest.importorskip("redis")
 
 from geventws import Position, Topics, UsageError
-from geventws.topics import Gap, Presence
-from geventws.topics import topics as topics_module
+from geventws.topics import Gap, Presence, threads
 from tests import redis_server
 from tests.patched import end_process, patched
 from tests.peer import Peer, wait_until
@@ -256,7 +255,7 @@ def test_another_thread_publishes() -> None:
                 taken.append(number)
 
         publishing = gevent.get_hub().threadpool.spawn(publish)
-        wait_until(lambda: one._outside._blocked or publishing.ready())  # type: ignore[union-attr]
+        wait_until(lambda: one._home._blocked or publishing.ready())
         assert len(taken) * size < 4 * 1024 * 1024
         server.signal(signal.SIGCONT)
         publishing.get()
@@ -298,7 +297,7 @@ def test_the_first_use_is_in_another_thread_while_the_first_one_is_busy() -> Non
         except BaseException as error:
             refused.append(error)
 
-    before, topics_module.ANSWER_SECONDS = topics_module.ANSWER_SECONDS, 0.05
+    before, threads.ANSWER_SECONDS = threads.ANSWER_SECONDS, 0.05
     try:
         with running(any_kind()) as server, shared(server, 1) as (one,):
             thread = gevent.monkey.get_original("_thread", "start_new_thread")
@@ -312,7 +311,7 @@ def test_the_first_use_is_in_another_thread_while_the_first_one_is_busy() -> Non
             one.flush(10)
             assert (len(refused), one.statistics().published) == (1, 1)
     finally:
-        topics_module.ANSWER_SECONDS = before
+        threads.ANSWER_SECONDS = before
 
 
 def test_a_script_that_tries_to_listen_can_still_publish() -> None:

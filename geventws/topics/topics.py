@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gevent import get_hub, spawn
 from gevent.event import AsyncResult
-from gevent.hub import Hub
 
 from geventws.arguments import check_function, check_number, check_wait, encode_text, missing_extra, shown
 from geventws.connection import State
@@ -23,9 +22,9 @@ from geventws.settings import check_option
 from geventws.topics.broadcasting import shared_message
 from geventws.topics.history import History, HistorySizes
 from geventws.topics.nouns import Gap, Member, Position, Presence, Subscribed
-from geventws.topics.outside import Outside, call_in, main_hub, runs_greenlets, thread_identity
 from geventws.topics.recovery import Recovery, position_of
 from geventws.topics.statistics import Statistics
+from geventws.topics.threads import HomeThread, thread_identity
 from geventws.topics.topic import Listener, Topic, content_of, wait_unless_in_hub
 from geventws.topics.wire import Names, encode_topic
 from geventws.transport import monotonic
@@ -45,8 +44,6 @@ Envelope = Callable[[str, str | bytes, Position | None], str | bytes]
 SECONDS_BETWEEN_SWEEPS = 10.0
 #: Bytes of a member's name: all processes get it.
 LONGEST_MEMBER = 4096
-#: Seconds that the main thread has to answer in where nothing else tells whether it runs the sessions.
-ANSWER_SECONDS = 5.0
 #: Seconds that `Topics.close` may take for what other threads have published.
 CLOSE_SECONDS = 1.0
 
@@ -127,10 +124,7 @@ class Topics:
         self._statistics = Statistics()
         if self._broker is not None:
             self._broker.statistics = self._statistics
-        #: The thread of the sessions and what other threads publish, once it is known which it is.
-        self._hub: Hub | None = None
-        self._thread = 0
-        self._outside: Outside | None = None
+        self._home = HomeThread(self._publish, self._broker)
         self._topics: dict[str, Topic] = {}
         self._identity = os.urandom(8).hex()
         self._numbers = count(1)
@@ -231,8 +225,8 @@ class Topics:
         encode_topic(topic)
         if not callable(listener):
             raise TypeError(f"listener must be a function of a message, not {type(listener).__name__}")
-        if self._hub is None:
-            self._belong_here()
+        if self._home.hub is None:
+            self._home.begin()
         here = self._topic(topic)
         # An object of its own: the same function may listen twice.
         own = partial(listener)
@@ -258,9 +252,9 @@ class Topics:
         if connection.state != State.OPEN or connection.close_sent:
             raise ConnectionClosed(connection.ending())
         hub = get_hub()
-        if self._hub is None and connection.hub is hub:
-            self._belong_here()
-        if connection.hub is not hub or self._hub is not hub:
+        if self._home.hub is None and connection.hub is hub:
+            self._home.begin()
+        if connection.hub is not hub or self._home.hub is not hub:
             raise UsageError(
                 "a session must be subscribed in the thread that runs it, and all of one Topics in the same thread"
             )
@@ -336,12 +330,11 @@ class Topics:
         size = len(shared.payload)
         if self._max_message_size is not None and size > self._max_message_size:
             raise ValueError(f"message must have at most {self._max_message_size} bytes, max_message_size, not {size}")
-        if self._hub is None and self._broker is not None and self._has_thread:
-            self._find_thread()
-        if self._outside is None or thread_identity() == self._thread or not self._has_thread:
-            self._publish(topic, shared)
+        home = self._home
+        if thread_identity() != home.thread and home.is_elsewhere():
+            home.hand_over(topic, shared)
         else:
-            self._outside.publish(topic, shared)
+            self._publish(topic, shared)
 
     def _publish(self, topic: str, message: SharedMessage) -> None:
         self._statistics.published += 1
@@ -422,8 +415,7 @@ class Topics:
         check_wait("timeout", timeout)
         self._enter_thread()
         ends = None if timeout is None else monotonic() + timeout
-        if self._outside is not None:
-            self._outside.wait(timeout)
+        self._home.wait(timeout)
         running = None if self._broker is None else self._broker.started
         if running is not None:
             running.flush(None if ends is None else max(ends - monotonic(), 0.0))
@@ -493,16 +485,14 @@ class Topics:
         if self._closed:
             return
         self._enter_thread()
-        if self._outside is not None:
-            try:
-                self._outside.wait(CLOSE_SECONDS)
-            except TimeoutError:
-                pass
+        try:
+            self._home.wait(CLOSE_SECONDS)
+        except TimeoutError:
+            pass
         self._closed = True
-        if self._outside is not None:
-            dropped = self._outside.close()
-            self._statistics.published += dropped
-            self._statistics.unsent += dropped
+        dropped = self._home.close()
+        self._statistics.published += dropped
+        self._statistics.unsent += dropped
         for here in list(self._topics.values()):
             here.history = None
             here.listeners = None
@@ -525,44 +515,7 @@ class Topics:
     def _enter_thread(self) -> None:
         """The same, and raises ``UsageError`` in any thread but that of the sessions."""
         self._enter()
-        if not self._has_thread or thread_identity() == self._thread:
-            return
-        if self._hub is None:
-            if self._broker is None:
-                return
-            if runs_greenlets():
-                self._belong_here()
-                return
-        raise UsageError("this is not the thread of the sessions: of these topics it can only publish")
-
-    @property
-    def _has_thread(self) -> bool:
-        """Whether there are greenlets of one thread to do it all; a script that only publishes has none."""
-        return self._broker is None or self._broker.has_thread
-
-    def _belong_here(self) -> None:
-        """Notes that it is this thread that has the sessions, and that speaks to Redis."""
-        hub = get_hub()
-        self._thread = thread_identity()
-        self._outside = Outside(hub, self._publish)
-        self._hub = hub
-
-    def _find_thread(self) -> None:
-        """Finds the thread that speaks to Redis where none has used these topics yet; raises ``UsageError``."""
-        if runs_greenlets():
-            self._belong_here()
-            return
-
-        def belong_there() -> None:
-            if self._hub is None:
-                self._belong_here()
-
-        hub = main_hub()
-        if hub is None or not call_in(hub, belong_there, ANSWER_SECONDS):
-            raise UsageError(
-                "the main thread runs no greenlets, and no thread is known to have sessions, "
-                "so that nobody would send what this one publishes: call flush() once in the thread that has them"
-            )
+        self._home.check()
 
     def _worker(self) -> str:
         return self._identity if self._broker is None else self._broker.here().worker_id

@@ -6,9 +6,9 @@ import gc
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gevent import Timeout, getcurrent, spawn
+from gevent import Timeout, get_hub, getcurrent, spawn
 from gevent.event import Event
 from gevent.hub import MAIN_THREAD_IDENT, Hub  # type: ignore[attr-defined]
 from gevent.monkey import get_original
@@ -16,28 +16,41 @@ from gevent.monkey import get_original
 from geventws.errors import UsageError
 from geventws.protocol.shared import SharedMessage
 
-__all__ = ["Outside", "call_in", "main_hub", "runs_greenlets", "thread_identity"]
+if TYPE_CHECKING:
+    from geventws.topics.redis_broker import RedisBroker
+
+__all__ = ["HomeThread", "thread_identity"]
 
 log = logging.getLogger("geventws")
 
 #: Bytes that wait before a thread that publishes has to wait, and what a message takes beside its own.
 MOST_WAITING = 1024 * 1024
 MESSAGE_SIZE = 64
+#: Seconds that the main thread has to answer in where nothing else tells whether it runs the sessions.
+ANSWER_SECONDS = 5.0
 
 # Of threads, also in a patched process: who waits here has no hub that could run meanwhile.
 allocate_lock = get_original("_thread", "allocate_lock")
 thread_identity = get_original("_thread", "get_ident")
 
 
-class Outside:
-    """What other threads publish, in the order in which they do, on its way to the thread of ``hub``.
+class HomeThread:
+    """The thread that has the sessions of a `Topics`, and speaks to Redis, once it is known which it is.
 
-    There a greenlet calls ``publish`` for one message after the other.
+    Without Redis it is the one that subscribes first, and before that any may call anything. With Redis it is the first
+    that calls anything and has greenlets that get their turn, or the main thread. A script that gevent has not patched,
+    and which only publishes, needs none.
+
+    What other threads publish goes to it in the order in which they do: a greenlet calls ``publish`` there, for one
+    message after the other.
     """
 
-    def __init__(self, hub: Hub, publish: Callable[[str, SharedMessage], None]) -> None:
-        self._hub = hub
+    def __init__(self, publish: Callable[[str, SharedMessage], None], broker: RedisBroker | None) -> None:
         self._publish = publish
+        self._broker = broker
+        #: Its hub and its number; None and 0 while it is not known.
+        self.hub: Hub | None = None
+        self.thread = 0
         # Held for moments, and never while greenlets switch.
         self._lock = allocate_lock()
         #: What waits: messages, and events to be set when those before them are published.
@@ -49,8 +62,57 @@ class Outside:
         self._runs = False
         self._closed = False
 
-    def publish(self, topic: str, message: SharedMessage) -> None:
-        """Hands a message over. Blocks this thread, with all its greenlets, while more than 1 MiB waits."""
+    def begin(self) -> None:
+        """Notes that it is this thread."""
+        hub = get_hub()
+        self.thread = thread_identity()
+        self.hub = hub
+
+    def check(self) -> None:
+        """Raises ``UsageError`` in any other thread."""
+        if thread_identity() == self.thread:
+            return
+        if self._broker is None:
+            if self.hub is None:
+                return
+        elif not self._broker.has_thread:
+            return
+        elif self.hub is None and runs_greenlets():
+            self.begin()
+            return
+        raise UsageError("this is not the thread of the sessions: of these topics it can only publish")
+
+    def is_elsewhere(self) -> bool:
+        """Whether this thread has to hand over what it publishes.
+
+        Where Redis is to be told and the thread is not known it is looked for; raises ``UsageError`` if that fails.
+        """
+        if self._broker is not None:
+            if not self._broker.has_thread:
+                return False
+            if self.hub is None:
+                self._find()
+        return self.hub is not None and thread_identity() != self.thread
+
+    def _find(self) -> None:
+        if runs_greenlets():
+            self.begin()
+            return
+
+        def begin_there() -> None:
+            if self.hub is None:
+                self.begin()
+
+        hub = main_hub()
+        if hub is None or not call_in(hub, begin_there, ANSWER_SECONDS):
+            raise UsageError(
+                "the main thread runs no greenlets, and no thread is known to have sessions, "
+                "so that nobody would send what this one publishes: call flush() once in the thread that has them"
+            )
+
+    def hand_over(self, topic: str, message: SharedMessage) -> None:
+        """Has a message of another thread published. Blocks it, with all its greenlets, while more than 1 MiB waits."""
+        assert self.hub is not None
         while True:
             with self._lock:
                 if self._closed:
@@ -65,10 +127,10 @@ class Outside:
                 self._blocked.append(blocked)
             blocked.acquire()
         if wakes:
-            self._hub.loop.run_callback_threadsafe(spawn, self._run)
+            self.hub.loop.run_callback_threadsafe(spawn, self._run)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Blocks, in the thread of the hub, until all that waits now is published; raises ``TimeoutError``."""
+        """Blocks, in this thread, until all that was handed over is published; raises ``TimeoutError``."""
         with self._lock:
             if not self._runs:
                 return
