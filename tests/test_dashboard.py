@@ -265,7 +265,7 @@ def test_viewers_share_a_snapshot_and_without_them_nothing_runs() -> None:
                 pass
         wait_until(lambda: page._asks is None)
         assert not page._viewers
-        assert dashboard.SNAPSHOTS not in page._topics._topics
+        assert dashboard.SNAPSHOTS not in page._topics._local.topics
         told = page._told_at
         for _ in range(3):
             with Peer(server, "/echo/ada") as peer:

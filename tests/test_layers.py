@@ -82,6 +82,7 @@ ROOMS = [
     "topics.history",
     "topics.topic",
     "topics.recovery",
+    "topics.local",
     "topics.threads",
     "topics.topics",
     "topics",
@@ -115,6 +116,7 @@ TYPES_FROM_BELOW = {
     ("topics.redis_channels", "topics.redis_links"),
     ("topics.redis_links", "topics.redis_greenlets"),
     ("topics.redis_presence", "topics.redis_greenlets"),
+    ("topics.topic", "topics.local"),
 }
 
 #: The facades, which import for others and are imported by none.

@@ -140,9 +140,9 @@ class TestSubscribing:
                 topics.subscribe(session, f"topic {number}", member="m", on_presence=str, on_gap=str)
                 topics.unsubscribe(session, f"topic {number}")
             topics.subscribe(session, "last", member="m")
-            assert len(topics._topics) == 1
+            assert len(topics._local.topics) == 1
             session.terminate()
-            wait_until(lambda: not topics._topics)
+            wait_until(lambda: not topics._local.topics)
             assert session.connection.subscriptions is None
 
     def test_many_topics_of_a_session_in_any_order(self) -> None:
@@ -223,7 +223,7 @@ class TestSubscribing:
                 peer.frame()
             with pytest.raises(UsageError, match="closed"):
                 subscribing.get()
-            assert topics._topics == {}
+            assert topics._local.topics == {}
             assert room.sessions[0].connection.subscriptions is None
 
 
@@ -531,7 +531,7 @@ class TestHistory:
             for number in range(3):
                 gevent.get_hub().loop.run_callback(topics.publish, "a", str(number) + "x" * 5000)
             gevent.sleep(0)
-            last = topics._topics["a"].connections[-1]
+            last = topics._local.topics["a"].connections[-1]
             index = [session.connection for session in room.sessions].index(last)
             assert topics.statistics().delivered == 0
             assert topics.subscribe(room.sessions[index], "a", since=start)[1:] == (True, 3)
@@ -595,7 +595,7 @@ class TestHistory:
 
     def test_dropped_when_it_is_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = [1000.0]
-        monkeypatch.setattr("geventws.topics.topics.monotonic", lambda: now[0])
+        monkeypatch.setattr("geventws.topics.local.monotonic", lambda: now[0])
         monkeypatch.setattr("geventws.topics.history.monotonic", lambda: now[0])
         topics = Topics(history=10, history_seconds=60)
         with Room() as room:
@@ -616,7 +616,7 @@ class TestHistory:
 
     def test_for_ever(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = [1000.0]
-        monkeypatch.setattr("geventws.topics.topics.monotonic", lambda: now[0])
+        monkeypatch.setattr("geventws.topics.local.monotonic", lambda: now[0])
         topics = Topics(history=10, history_seconds=None)
         topics.publish("old", "one")
         now[0] += 1e9
@@ -897,18 +897,18 @@ class TestListening:
         topics = Topics()
         first, second = topics.listen("a", print), topics.listen("a", print)
         first()
-        assert "a" in topics._topics
+        assert "a" in topics._local.topics
         second()
-        assert not topics._topics
+        assert not topics._local.topics
         topics.listen("a", print)
         topics.close()
-        assert not topics._topics
+        assert not topics._local.topics
 
     def test_what_can_not_be_called(self) -> None:
         topics = Topics()
         with pytest.raises(TypeError, match="listener"):
             topics.listen("a", 5)  # type: ignore[arg-type]
-        assert not topics._topics
+        assert not topics._local.topics
 
     @pytest.mark.parametrize("history", [0, 10])
     def test_a_listener_that_publishes(self, history: int) -> None:

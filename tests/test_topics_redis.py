@@ -198,7 +198,7 @@ def test_who_comes_to_a_process_that_lags_behind() -> None:
             assert texts(stays, 4) == texts(returns, 4) == ["two", "three", "four", "five"]
             assert texts(moves, 2) == ["four", "five"]
             nothing_more(room, moves, 1)
-            assert slow._topics["a"]._ahead is None
+            assert slow._local.topics["a"]._ahead is None
         finally:
             slow.close()
 
@@ -346,7 +346,7 @@ def test_who_is_woken_and_killed_leaves_no_channel() -> None:
         topics.subscribe(room.sessions[0], "last")
         topics.unsubscribe(room.sessions[0], "last")
         wait_until(lambda: client.pubsub_channels() == [b"geventws:{stays}"])
-        assert list(topics._topics) == ["stays"]
+        assert list(topics._local.topics) == ["stays"]
 
 
 @patched
@@ -592,7 +592,7 @@ def test_channels_are_subscribed_only_while_somebody_listens() -> None:
         assert len(client.pubsub_channels("*")) == 50
         peers[1].reset()
         wait_until(lambda: client.pubsub_channels("*") == [])
-        assert topics._topics == {}
+        assert topics._local.topics == {}
         topics.publish("topic 1", "x")
         topics.flush(10)
         # That which listens, that which publishes, and this one.

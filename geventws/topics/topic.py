@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub, spawn
 from gevent.event import AsyncResult
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from geventws.connection import Connection
     from geventws.protocol.shared import SharedMessage
     from geventws.topics.history import History
+    from geventws.topics.local import LocalTopics
     from geventws.topics.statistics import Statistics
 
 __all__ = ["Topic"]
@@ -52,7 +53,7 @@ class Topic(Audience):
         "started",
     )
 
-    def __init__(self, name: str, owner: Owner, closes: bool, statistics: Statistics) -> None:
+    def __init__(self, name: str, owner: LocalTopics, closes: bool, statistics: Statistics) -> None:
         super().__init__()
         self.name = name
         self._owner = owner
@@ -187,14 +188,6 @@ class Topic(Audience):
                     self.send(shared_message(message), None, audience)
             except Exception:
                 log.exception("what topics call for a %s failed", type(event).__name__.lower())
-
-
-class Owner(Protocol):
-    """What a topic tells of."""
-
-    def left(self, topic: Topic, member: Member | None) -> None:
-        """Called when a subscriber has left; it may have been a member, and the last one. Must not block."""
-        ...
 
 
 class Tellers:

@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
-from gevent import get_hub, spawn
-from gevent.event import AsyncResult
+from gevent import get_hub
 
 from geventws.arguments import check_function, check_number, check_wait, encode_text, missing_extra, shown
 from geventws.connection import State
 from geventws.errors import ConnectionClosed, UsageError
-from geventws.protocol.shared import SharedMessage
 from geventws.session import DefaultWebSocketSession
 from geventws.settings import check_option
 from geventws.topics.broadcasting import shared_message
-from geventws.topics.history import History, HistorySizes
+from geventws.topics.history import HistorySizes
+from geventws.topics.local import Envelope, LocalTopics
 from geventws.topics.nouns import Gap, Member, Position, Presence, Subscribed
 from geventws.topics.recovery import Recovery, position_of
 from geventws.topics.statistics import Statistics
 from geventws.topics.threads import HomeThread, thread_identity
-from geventws.topics.topic import Listener, Topic, content_of, wait_unless_in_hub
+from geventws.topics.topic import Listener
 from geventws.topics.wire import Names, encode_topic
 from geventws.transport import monotonic
 
 if TYPE_CHECKING:
     from geventws.connection import Connection
-    from geventws.topics.delivery import Delivery
     from geventws.topics.redis_broker import RedisBroker
 
 __all__ = ["Topics"]
 
-log = logging.getLogger("geventws")
-
 Message = str | bytes | bytearray | memoryview
-Envelope = Callable[[str, str | bytes, Position | None], str | bytes]
 
-SECONDS_BETWEEN_SWEEPS = 10.0
 #: Bytes of a member's name: all processes get it.
 LONGEST_MEMBER = 4096
 #: Seconds that `Topics.close` may take for what other threads have published.
@@ -95,11 +87,8 @@ class Topics:
         check_option("history_seconds", history_seconds)
         check_option("max_message_size", max_message_size)
         self._sizes = HistorySizes(history)
-        self._history_seconds = history_seconds
-        self._closes = slow == "close"
-        self._envelope = envelope
         self._max_message_size = max_message_size
-        self._events = _Events(self)
+        self._local = LocalTopics(self._sizes, history_seconds, slow == "close", envelope)
         self._closed = False
         self._broker: RedisBroker | None = None
         if url is not None:
@@ -111,24 +100,19 @@ class Topics:
             self._broker = RedisBroker(
                 url,
                 names,
-                self._events,
+                self._local,
                 max_message_size=max_message_size,
                 history=self._sizes.of,
                 history_seconds=history_seconds,
             )
+            self._local.broker = self._broker
         self._start_anew()
 
     def _start_anew(self) -> None:
         """Begins without subscribers, as a forked child does: its parent's are not its own."""
         self._process = os.getpid()
-        self._statistics = Statistics()
-        if self._broker is not None:
-            self._broker.statistics = self._statistics
-        self._home = HomeThread(self._publish, self._broker)
-        self._topics: dict[str, Topic] = {}
-        self._identity = os.urandom(8).hex()
-        self._numbers = count(1)
-        self._swept = monotonic()
+        self._local.begin()
+        self._home = HomeThread(self._local.publish, self._broker)
 
     # -- Subscribing
     # -----------------------------------------------------------------------------------------------------------------
@@ -173,14 +157,14 @@ class Topics:
         check_function("on_presence", on_presence, "a Presence")
         check_function("on_gap", on_gap, "a Gap")
         connection = self._connection_of(session)
-        here = self._topic(topic)
+        here = self._local.open(topic)
         here.arriving += 1
         try:
             if since is not None or recent:
                 here.withdraw(connection)
             here.remove(connection)
-            self._start(here)
-            recovery = Recovery(here, self._broker, session, self._wrapped)
+            self._local.start(here)
+            recovery = Recovery(here, self._broker, session, self._local.wrapped)
             recovered = recovery.catch_up(since, recent, self._sizes.of(topic))
             self._enter()
             if connection.state != State.OPEN:
@@ -197,9 +181,9 @@ class Topics:
                 position = recovery.ahead
         finally:
             here.arriving -= 1
-            self._drop_if_deserted(here)
+            self._local.drop_if_deserted(here)
         if member is not None:
-            self._join(here, connection, member)
+            self._local.join(here, connection, member)
         return Subscribed(position, recovered, recovery.missed)
 
     def unsubscribe(self, session: DefaultWebSocketSession, topic: str) -> bool:
@@ -211,7 +195,7 @@ class Topics:
         self._enter_thread()
         encode_topic(topic)
         _check_session(session)
-        here = self._topics.get(topic)
+        here = self._local.topics.get(topic)
         return here is not None and here.remove(session.connection)
 
     def listen(self, topic: str, listener: Listener) -> Callable[[], None]:
@@ -227,21 +211,21 @@ class Topics:
             raise TypeError(f"listener must be a function of a message, not {type(listener).__name__}")
         if self._home.hub is None:
             self._home.begin()
-        here = self._topic(topic)
+        here = self._local.open(topic)
         # An object of its own: the same function may listen twice.
         own = partial(listener)
         here.arriving += 1
         try:
-            self._start(here)
+            self._local.start(here)
             self._enter()
             here.listeners = [*(here.listeners or ()), own]
         finally:
             here.arriving -= 1
-            self._drop_if_deserted(here)
+            self._local.drop_if_deserted(here)
 
         def stop() -> None:
             here.listeners = [other for other in here.listeners or () if other is not own] or None
-            self._drop_if_deserted(here)
+            self._local.drop_if_deserted(here)
 
         return stop
 
@@ -259,52 +243,6 @@ class Topics:
                 "a session must be subscribed in the thread that runs it, and all of one Topics in the same thread"
             )
         return connection
-
-    def _topic(self, name: str) -> Topic:
-        here = self._topics.get(name)
-        if here is None:
-            here = self._topics[name] = Topic(name, self._events, self._closes, self._statistics)
-        return here
-
-    def _start(self, here: Topic) -> None:
-        """Has other processes' messages arrive; blocks until they do."""
-        if self._broker is None:
-            self._keep_history(here)
-            return
-        if here.started is None:
-            here.started = AsyncResult()
-            # Whoever waits for it may be killed, and others wait as well.
-            spawn(self._subscribe_to_broker, self._broker, here, here.started)
-        try:
-            here.started.get()
-        except BaseException:
-            if here.started.ready() and not here.started.successful():
-                here.started = None
-            raise
-
-    def _subscribe_to_broker(self, broker: RedisBroker, here: Topic, started: AsyncResult[None]) -> None:
-        try:
-            # Whoever wanted it may have been killed before this had its turn.
-            if self._topics.get(here.name) is here:
-                broker.here().subscribe(here.name)
-        except Exception as error:
-            started.set_exception(error)
-        else:
-            started.set()
-
-    def _keep_history(self, here: Topic) -> None:
-        size = self._sizes.of(here.name)
-        if size and here.history is None:
-            self._sweep()
-            here.history = History(size)
-
-    def _drop_if_deserted(self, here: Topic) -> None:
-        if here.deserted and self._topics.get(here.name) is here:
-            del self._topics[here.name]
-            if self._broker is not None and here.started is not None:
-                running = self._broker.started
-                if running is not None:
-                    running.unsubscribe(here.name)
 
     # -- Publishing
     # -----------------------------------------------------------------------------------------------------------------
@@ -334,76 +272,7 @@ class Topics:
         if thread_identity() != home.thread and home.is_elsewhere():
             home.hand_over(topic, shared)
         else:
-            self._publish(topic, shared)
-
-    def _publish(self, topic: str, message: SharedMessage) -> None:
-        self._statistics.published += 1
-        broker = self._broker
-        delivery = None
-        if broker is None:
-            here = self._topics.get(topic)
-            if here is None:
-                if not self._sizes.of(topic):
-                    return
-                here = self._topic(topic)
-            self._keep_history(here)
-            position = None if here.history is None else here.history.append(message.opcode, message.payload)
-            delivery = self._send(here, message, position)
-        else:
-            # Before it goes out here: all that follows is done in one go, so that nothing else comes in between.
-            running = broker.started
-            if running is not None:
-                running.wait_for_room(topic)
-            here = self._topics.get(topic)
-            if not self._sizes.of(topic):
-                if here is not None:
-                    delivery = self._send(here, message, None)
-                broker.here().publish(topic, message.opcode, message.payload)
-            elif broker.here().publish(topic, message.opcode, message.payload):
-                # It comes back with its position.
-                return
-            elif here is not None:
-                # With Redis away nobody gives it a position; those who are here get it all the same.
-                delivery = self._send(here, message, None)
-        if here is not None and here.listeners is not None:
-            here.hear(message)
-        wait_unless_in_hub(delivery)
-
-    def _send(self, here: Topic, message: SharedMessage, position: Position | None) -> Delivery | None:
-        """Sends a message to the sessions of this process; gives what to wait for."""
-        if not here.connections:
-            return None
-        wrapped = message if self._envelope is None else self._wrapped(here.name, message, position)
-        return None if wrapped is None else here.send(wrapped, position)
-
-    def _wrapped(self, topic: str, message: SharedMessage, position: Position | None) -> SharedMessage | None:
-        """What sessions get of a message; None where the envelope fails."""
-        if self._envelope is None:
-            return message
-        try:
-            return shared_message(self._envelope(topic, content_of(message), position))
-        except Exception:
-            # Others get the message all the same: those in other processes, and who listens.
-            log.exception("the envelope of topics failed, so that sessions miss a message")
-            return None
-
-    def _sweep(self) -> None:
-        """Drops histories that nobody added to for ``history_seconds``, once in a while."""
-        seconds = self._history_seconds
-        now = monotonic()
-        if seconds is None or now - self._swept < min(seconds, SECONDS_BETWEEN_SWEEPS):
-            return
-        self._swept = now
-        for here in list(self._topics.values()):
-            if (
-                here.history is not None
-                and not here.connections
-                and not here.arriving
-                and not here.listeners
-                and now - here.history.appended > seconds
-            ):
-                here.history = None
-                self._drop_if_deserted(here)
+            self._local.publish(topic, shared)
 
     def flush(self, timeout: float | None = None) -> None:
         """Blocks until Redis has confirmed all that was published here before; at once without Redis.
@@ -427,14 +296,14 @@ class Topics:
         """How many sessions of this process are subscribed to ``topic``; `presence` knows the members everywhere."""
         self._enter()
         encode_topic(topic)
-        here = self._topics.get(topic)
+        here = self._local.topics.get(topic)
         return 0 if here is None else len(here)
 
     def sessions(self, topic: str) -> list[DefaultWebSocketSession]:
         """The sessions of this process that are subscribed to ``topic``."""
         self._enter()
         encode_topic(topic)
-        here = self._topics.get(topic)
+        here = self._local.topics.get(topic)
         return [] if here is None else [connection.session for connection in here.connections]
 
     def presence(self, topic: str) -> list[Member]:
@@ -445,15 +314,7 @@ class Topics:
         """
         self._enter_thread()
         encode_topic(topic)
-        worker = self._worker()
-        elsewhere = [] if self._broker is None else self._broker.here().members(topic)
-        # Of its own this process knows better: what it told Redis last may be on its way.
-        here = self._topics.get(topic)
-        members = None if here is None else here.members
-        own = {member.key: member for member in (members or {}).values()}
-        known = [member for member in elsewhere if member.key in own or not member.key.startswith(f"{worker}.")]
-        keys = {member.key for member in known}
-        return known + [member for key, member in own.items() if key not in keys]
+        return self._local.members(topic)
 
     def position(self, topic: str) -> Position | None:
         """Where ``topic`` stands; None without a history, and while Redis is away.
@@ -462,17 +323,13 @@ class Topics:
         """
         self._enter_thread()
         encode_topic(topic)
-        here = self._topics.get(topic)
-        position = None if here is None else position_of(here, self._broker)
-        if position is None and self._broker is not None:
-            position = self._broker.here().position(topic)
-        return position
+        return self._local.position(topic)
 
     def statistics(self) -> Statistics:
         """What was counted in this process up to now."""
         if os.getpid() != self._process:
             self._start_anew()
-        return replace(self._statistics)
+        return replace(self._local.statistics)
 
     def close(self) -> None:
         """Ends all subscriptions and the connections to Redis, for good; the sessions stay open.
@@ -491,16 +348,9 @@ class Topics:
             pass
         self._closed = True
         dropped = self._home.close()
-        self._statistics.published += dropped
-        self._statistics.unsent += dropped
-        for here in list(self._topics.values()):
-            here.history = None
-            here.listeners = None
-            for connection in list(here.connections):
-                here.remove(connection)
-            self._drop_if_deserted(here)
-        if self._broker is not None:
-            self._broker.close()
+        self._local.statistics.published += dropped
+        self._local.statistics.unsent += dropped
+        self._local.close()
 
     # -- Within
     # -----------------------------------------------------------------------------------------------------------------
@@ -517,63 +367,11 @@ class Topics:
         self._enter()
         self._home.check()
 
-    def _worker(self) -> str:
-        return self._identity if self._broker is None else self._broker.here().worker_id
-
-    def _join(self, here: Topic, connection: Connection, name: str) -> None:
-        member = Member(name, f"{self._worker()}.{next(self._numbers)}")
-        if here.members is None:
-            here.members = {}
-        here.members[connection] = member
-        if self._broker is None:
-            here.tell(Presence(here.name, "join", member))
-        else:
-            self._broker.here().join(here.name, member)
-
 
 def _check_session(session: Any) -> None:
     if not isinstance(session, DefaultWebSocketSession):
         kind = type(session).__name__
         raise TypeError(f"session must be a default session, of a route without raw=True, not {kind}")
-
-
-class _Events:
-    """What Redis brings, and who leaves: handed on to the topics of this process."""
-
-    def __init__(self, topics: Topics) -> None:
-        self._topics = topics
-
-    def left(self, here: Topic, member: Member | None) -> None:
-        """Called by a topic that a subscriber has left."""
-        broker = self._topics._broker
-        if member is not None:
-            if broker is None:
-                here.tell(Presence(here.name, "leave", member))
-            elif broker.started is not None:
-                broker.started.leave(here.name, member)
-        self._topics._drop_if_deserted(here)
-
-    def message(self, topic: str, opcode: int, payload: bytes, position: Position | None) -> None:
-        """Called for each message, in order."""
-        here = self._topics._topics.get(topic)
-        if here is None:
-            return
-        shared = SharedMessage(opcode, payload)
-        delivery = self._topics._send(here, shared, position)
-        here.hear(shared)
-        wait_unless_in_hub(delivery)
-
-    def presence(self, topic: str, event: Literal["join", "leave"], member: Member) -> None:
-        """Called for a member that came or left, in order with the messages."""
-        here = self._topics._topics.get(topic)
-        if here is not None:
-            here.tell(Presence(topic, event, member))
-
-    def gap(self, topic: str, lost: int | None) -> None:
-        """Called where messages may have been lost."""
-        here = self._topics._topics.get(topic)
-        if here is not None:
-            here.tell(Gap(topic, lost))
 
 
 def _check_member(member: Any) -> None:
