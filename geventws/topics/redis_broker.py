@@ -22,7 +22,7 @@ from geventws.topics.redis_subscriptions import Receiver
 from geventws.topics.statistics import Statistics
 from geventws.topics.wire import Names
 
-__all__ = ["Receiver", "RedisBroker", "Running"]
+__all__ = ["RedisBroker"]
 
 
 class RedisBroker:
