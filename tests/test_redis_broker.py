@@ -651,6 +651,17 @@ def test_all_are_told_of_what_redis_never_got_of_a_history(kind: str) -> None:
 
 
 @patched
+def test_what_a_replica_has_refused_is_counted_once() -> None:
+    with running(any_kind()) as server, brokers(server.url) as (broker, _), server.client() as client:
+        broker.publish("h100", 1, b"before")
+        broker.flush(20)
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        assert broker.publish("h100", 1, b"refused")
+        wait_until(lambda: not broker.available)
+        assert (broker.statistics.unsent, broker.statistics.unconfirmed) == (1, 0)
+
+
+@patched
 def test_all_are_told_of_what_redis_has_refused_of_a_history() -> None:
     with running(any_kind()) as server, brokers(server.url, 2) as (broker, receiver, other, there):
         for each in (broker, other):

@@ -283,58 +283,59 @@ class Commands:
                 answered += 1
         except Exception as error:
             failure = error
-        # What is left may have been done.
-        self.in_flight = batch[answered:] + [command for command, _ in refused]
+        # What stays in flight when this raises may have been done; each refusal takes its command out.
+        self.in_flight = [command for command, _ in refused] + batch[answered:]
         for command, reply in replies:
             command.done(reply)  # type: ignore[misc]
-        if failure is not None:
-            self.in_flight = batch[answered:]
-            for command, refusal in refused:
+        # Why those were refused that stay in flight, and are sent again.
+        again: list[ResponseError] = []
+        for command, refusal in refused:
+            command.attempts += 1
+            if failure is None and _may_succeed_later(command, refusal):
+                again.append(refusal)
+            else:
                 self._refuse(command, refusal)
+        if failure is not None:
             raise failure
-        if refused:
-            self._take_refusals(connection, refused)
-        self.in_flight = []
+        if again:
+            self._prepare_for_more(connection, again)
+            commands, self.in_flight = self.in_flight, []
+            self._owner.send_again(commands)
+        for _, refusal in refused:
+            if isinstance(refusal, ReadOnlyError):
+                raise ConnectionError(str(refusal))
         self._settled.set()
 
-    def _take_refusals(self, connection: Any, refused: list[tuple[Command, ResponseError]]) -> None:
-        again: list[Command] = []
-        moved = lost = None
-        for command, error in refused:
-            command.attempts += 1
-            if isinstance(error, ReadOnlyError):
-                lost = error
-            if command.attempts <= CLUSTER_ATTEMPTS and isinstance(error, ELSEWHERE):
-                moved = error
-                again.append(command)
-            elif command.attempts <= SCRIPT_ATTEMPTS and isinstance(error, NoScriptError):
-                again.append(command)
-            else:
-                self._refuse(command, error)
-        if again:
-            self.in_flight = again
-            if any(isinstance(error, NoScriptError) for _, error in refused):
-                # Somebody has flushed the server's scripts.
-                load_scripts(connection)
-            if moved is not None:
-                if not isinstance(moved, MovedError):
-                    # A slot that is on its way.
-                    gevent.sleep(FIRST_DELAY)
-                try:
-                    self._link.read_slots(connection)
-                except ResponseError:
-                    pass
-            self._owner.send_again(again)
-        if lost is not None:
-            raise ConnectionError(str(lost))
+    def _prepare_for_more(self, connection: Any, errors: list[ResponseError]) -> None:
+        """Puts right what commands were refused for that are to be sent again."""
+        if any(isinstance(error, NoScriptError) for error in errors):
+            # Somebody has flushed the server's scripts.
+            load_scripts(connection)
+        moved = [error for error in errors if isinstance(error, ELSEWHERE)]
+        if moved:
+            if not isinstance(moved[-1], MovedError):
+                # A slot that is on its way.
+                gevent.sleep(FIRST_DELAY)
+            try:
+                self._link.read_slots(connection)
+            except ResponseError:
+                pass
 
     def _refuse(self, command: Command, error: ResponseError) -> None:
         """The server has not done what it was to do."""
+        self.in_flight.remove(command)
         if command.publication is not None:
             self._owner.refused += 1
             self._owner.refusal = reason(error)
             self._link.log_refusal("messages", error)
         self.drop([command], error)
+
+
+def _may_succeed_later(command: Command, error: ResponseError) -> bool:
+    """Whether a command that was refused is to be sent again, perhaps to another node."""
+    if isinstance(error, ELSEWHERE):
+        return command.attempts <= CLUSTER_ATTEMPTS
+    return isinstance(error, NoScriptError) and command.attempts <= SCRIPT_ATTEMPTS
 
 
 class Stale(Exception):
