@@ -1225,6 +1225,29 @@ def test_a_fork_has_connections_of_its_own() -> None:
         assert [member.name for member in broker.members("x")] == ["Ada"]
 
 
+@patched
+def test_a_fork_gets_nothing_that_its_parent_has_read() -> None:
+    server = shared_server(any_kind())
+    with brokers(server.url, 2) as (broker, receiver, other, _):
+        broker.subscribe("x")
+        for number in range(300):
+            other.publish("x", 1, b"%d" % number)
+        while not receiver.messages:
+            gevent.sleep()
+        # Most of them are read, and not yet handed on.
+        assert len(receiver.messages) < 300
+        child = os.fork()
+        if child == 0:
+            try:
+                gevent.reinit()
+                receiver.messages.clear()
+                gevent.sleep(0.1)
+            finally:
+                os._exit(len(receiver.messages) > 0)
+        assert os.waitpid(child, 0)[1] == 0
+        wait_until(lambda: numbers(receiver.payloads("x")) == list(range(300)))
+
+
 # -- Histories
 # ---------------------------------------------------------------------------------------------------------------------
 

@@ -197,6 +197,9 @@ class Channels:
                 self._acknowledged(kind, reply)
             if monotonic() > ends:
                 gevent.sleep(A_MOMENT)
+                if self._link.ended:
+                    # In a fork of the process, whose parent takes in what is left of what was read.
+                    raise gevent.GreenletExit
                 ends = monotonic() + SLICE_SECONDS
 
     def _acknowledged(self, kind: Any, reply: Any) -> None:
