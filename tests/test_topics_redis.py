@@ -499,6 +499,20 @@ def test_without_redis_all_goes_on_here_and_later_everywhere() -> None:
 
 
 @patched
+def test_a_process_that_only_listens_counts_that_its_connection_was_made_again() -> None:
+    with running(any_kind()) as server, shared(server) as (publisher, listener), Room() as room:
+        peer = room.join()
+        listener.subscribe(room.sessions[0], "a")
+        publisher.publish("a", "before")
+        assert texts(peer, 1) == ["before"]
+        server.kill()
+        wait_until(lambda: not listener._broker.available)  # type: ignore[union-attr]
+        server.start()
+        wait_until(lambda: listener._broker.available)  # type: ignore[union-attr]
+        wait_until(lambda: listener.statistics().reconnects == 1)
+
+
+@patched
 def test_who_comes_back_over_a_gap_is_told_so() -> None:
     def gap(event: Gap) -> str:
         return f"gap of {event.lost}"
@@ -638,9 +652,14 @@ def test_the_command_publishes() -> None:
         assert texts(peer, 1) == ["from stdin é"]
         assert run(*url, "--binary", "news", "-", given=b"\xff\0").returncode == 0
         assert peer.frame() == (0x82, b"\xff\0")
+        before = topics.position("h")
         assert run(*url, "--history", "5", "h", "kept").returncode == 0
-        assert texts(peer, 1) == ["kept"]
-        wait_until(lambda: (topics.position("h") or Position(0, 0)).offset == 1)
+        # Without being told of the history too, where there is one.
+        assert run(*url, "h", "kept as well").returncode == 0
+        assert texts(peer, 2) == [json.dumps(["kept", True]), json.dumps(["kept as well", True])]
+        wait_until(lambda: (topics.position("h") or Position(0, 0)).offset == 2)
+        assert topics.subscribe(room.sessions[0], "h", since=before)[1:] == (True, 2)
+        assert texts(peer, 2) == [json.dumps(["kept", True]), json.dumps(["kept as well", True])]
         done = run(*url, "news", "-", given=b"\xff")
         assert (done.returncode, b"not UTF-8" in done.stderr) == (2, True), done.stderr
         server.kill()

@@ -99,8 +99,6 @@ class Link:
 
     def commands_connected(self) -> None:
         """Commands can be sent."""
-        if self._outage is not None:
-            self._statistics.reconnects += 1
         self.owner.connected()
         for subscription in list(self.channels.behind):
             self.channels.read_history(subscription)
@@ -142,6 +140,7 @@ class Link:
             return
         self._outage = None
         statistics = self._statistics
+        statistics.reconnects += 1
         log.warning(
             "Redis at %s is back after %.1f s: %d topics subscribed, %d messages not sent, %d perhaps, %d not received",
             describe(self.address),

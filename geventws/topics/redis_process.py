@@ -249,10 +249,13 @@ class Running(ABC):
         sequence = channel.sequence
         channel.sequence += 1
         if not channel.history:
-            data = encode_plain(opcode, self.origin, sequence, payload)
-            publication = Publication(channel, sequence)
-            return Command(channel.slot, (self.publish_command, channel.name, data), len(data), publication)
+            return self._plain(channel, opcode, payload, Publication(channel, sequence))
         return self._positioned(channel, kind_of(opcode), payload, sequence, Publication(channel, sequence))
+
+    def _plain(self, channel: Channel, opcode: int, payload: bytes, publication: Publication) -> Command:
+        """The command that publishes a message of a topic that has no history here."""
+        data = encode_plain(opcode, self.origin, publication.sequence, payload)
+        return Command(channel.slot, (self.publish_command, channel.name, data), len(data), publication)
 
     def settlement(self, channel: Channel) -> Command:
         """The command that has all told of what Redis lacks of a topic's messages."""

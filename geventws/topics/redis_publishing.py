@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from geventws.errors import UsageError
 from geventws.topics.nouns import Member, Position
-from geventws.topics.redis_commands import Command
+from geventws.topics.redis_commands import Command, Publication
 from geventws.topics.redis_connections import (
     FAILURES,
     Address,
@@ -24,6 +24,7 @@ from geventws.topics.redis_connections import (
 )
 from geventws.topics.redis_process import Configuration, Running
 from geventws.topics.statistics import Statistics
+from geventws.topics.wire import Channel, kind_of
 
 __all__ = ["Synchronous"]
 
@@ -169,6 +170,13 @@ class Synchronous(Running):
             if command.done is not None:
                 command.done(reply)
             return True
+
+    def _plain(self, channel: Channel, opcode: int, payload: bytes, publication: Publication) -> Command:
+        # A script may not know of the history that an app keeps of the topic, and has time to have Redis look.
+        plain = super()._plain(channel, opcode, payload, publication)
+        command = self._positioned(channel, kind_of(opcode), payload, publication.sequence, publication)
+        command.arguments += (plain.arguments[-1],)
+        return command
 
     def ask(self, *makes: Callable[[Any], Command]) -> list[Any]:
         with self._lock:

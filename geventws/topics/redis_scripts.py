@@ -34,7 +34,8 @@ end
 """
 
 #: KEYS: stream, channel. ARGV: messages kept, milliseconds kept or "", kind or "" for no message, payload, its source,
-#: the source of the one before it, the number of the first that is perhaps lost or "", PUBLISH or SPUBLISH.
+#: the source of the one before it, the number of the first that is perhaps lost or "", PUBLISH or SPUBLISH. One who
+#: knows of no history says that 0 are kept, and at last what is published where Redis has none either.
 #: What is lost indeed gets an entry of its own before the message, so that none is told of the one without the other.
 #: A source is 8 bytes of origin and 8 of sequence number; an entry has one byte more where all before it is settled.
 PUBLISH = Script(
@@ -42,10 +43,19 @@ PUBLISH = Script(
     + """
 local stream, channel, first = KEYS[1], KEYS[2], tonumber(ARGV[7])
 local last = last_id(stream)
+local kept, expires = ARGV[1], ARGV[2]
+if kept == '0' then
+  if not last then
+    redis.call(ARGV[8], channel, ARGV[9])
+    return
+  end
+  -- The next publisher who knows the numbers puts them right.
+  kept, expires = math.max(redis.call('XLEN', stream), 10000), ''
+end
 local function add(kind, source, payload, settled)
   local id = last and string.match(last, '^%d+') .. '-*' or new_epoch() .. '-1'
-  last = redis.call('XADD', stream, 'MAXLEN', '=', ARGV[1], id, 'k', kind, 's', source .. settled, 'p', payload)
-  if ARGV[2] ~= '' then redis.call('PEXPIRE', stream, ARGV[2]) end
+  last = redis.call('XADD', stream, 'MAXLEN', '=', kept, id, 'k', kind, 's', source .. settled, 'p', payload)
+  if expires ~= '' then redis.call('PEXPIRE', stream, expires) end
   redis.call(ARGV[8], channel, '\\1' .. kind .. last .. ' ' .. source .. payload)
 end
 local function sequence(source)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any, Protocol
 
 from gevent.event import Event
 
+from geventws.peer_log import escape, shorten
 from geventws.topics.nouns import TEXT, Member, Position
 from geventws.topics.statistics import Statistics
 from geventws.topics.wire import (
@@ -30,6 +32,8 @@ log = logging.getLogger("geventws")
 
 #: Messages that wait for those missing before them; with more, the history is read once more instead.
 MOST_WAITING = 1024
+#: Seconds between two lines about messages that are in no history.
+UNKEPT_SECONDS = 60.0
 #: Messages of this process, and bytes of them, that are kept until they come back from Redis.
 MOST_OWN, MOST_OWN_BYTES = 65536, 32 * 1024 * 1024
 
@@ -55,6 +59,7 @@ class Inbox:
         self.origin = origin
         self.max_message_size = max_message_size
         self.statistics = statistics
+        self._unkept_logged = -UNKEPT_SECONDS
 
     def takes(self, opcode: int, payload: bytes) -> bool:
         """Whether this is a message; counts it if it is none."""
@@ -97,6 +102,16 @@ class Inbox:
             self.receiver.presence(topic, event, member)
         except Exception:
             self.failed()
+
+    def unkept(self, topic: str) -> None:
+        """Logs, once a minute, that a message came past a topic's history: who comes back later misses it."""
+        now = monotonic()
+        if now - self._unkept_logged >= UNKEPT_SECONDS:
+            self._unkept_logged = now
+            log.warning(
+                "topic %s has a history here, and another process publishes without: its Topics need the same history=",
+                shorten(escape(topic)),
+            )
 
     def failed(self) -> None:
         """Logs what the receiver has raised."""
@@ -222,6 +237,8 @@ class ChannelSubscription:
             if lost:
                 inbox.gap(self.channel.topic, lost)
             if inbox.takes(item.opcode, item.payload):
+                if self.channel.history:
+                    inbox.unkept(self.channel.topic)
                 inbox.message(self.channel.topic, item.opcode, item.payload, None)
         elif isinstance(item, Positioned):
             if not self.channel.history:
