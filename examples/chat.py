@@ -40,7 +40,7 @@ def envelope(topic: str, message: str | bytes, position: Position | None) -> str
         event = json.loads(message)
     except ValueError:
         event = None
-    if not isinstance(event, dict):  # By hand: python -m geventws publish --history 1000 room/lobby "Tea is ready"
+    if not isinstance(event, dict):  # By hand: python -m geventws publish room/lobby "Tea is ready"
         event = {"event": "announced", "text": message if isinstance(message, str) else repr(message)}
     return json.dumps({**event, "position": position and str(position)})
 

@@ -110,7 +110,11 @@ def publish(arguments: list[str]) -> None:
     )
     parser.add_argument("--namespace", default="geventws", help="as in geventws.Topics, 'geventws' by default")
     parser.add_argument(
-        "--history", type=_messages, default=0, metavar="N", help="messages kept, as the app's Topics has it"
+        "--history",
+        type=_messages,
+        default=0,
+        metavar="N",
+        help="messages kept, as the app's Topics has it; not needed where the topic has a history already",
     )
     parser.add_argument("--binary", action="store_true", help="send standard input as a binary message")
     parser.add_argument(

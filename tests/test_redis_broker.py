@@ -662,6 +662,20 @@ def test_what_a_replica_has_refused_is_counted_once() -> None:
 
 
 @patched
+def test_who_publishes_past_a_history_is_told_to_the_operator() -> None:
+    with running(any_kind()) as server, logged() as log, brokers(server.url) as (broker, receiver):
+        with brokers(server.url, history=lambda topic: 0) as (other, _):
+            broker.subscribe("h100")
+            for number in range(10):
+                other.publish("h100", 1, b"%d" % number)
+            wait_until(lambda: len(receiver.messages) == 10)
+        assert all(position is None for _, _, _, position in receiver.messages)
+        assert log == [
+            "topic h100 has a history here, and another process publishes without: its Topics need the same history="
+        ]
+
+
+@patched
 def test_all_are_told_of_what_redis_has_refused_of_a_history() -> None:
     with running(any_kind()) as server, brokers(server.url, 2) as (broker, receiver, other, there):
         for each in (broker, other):

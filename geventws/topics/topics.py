@@ -56,7 +56,8 @@ class Topics:
 
     :param namespace: what stands before all keys and channels in Redis: letters, digits, ``_``, ``.`` and ``-``.
     :param history: the messages that are kept of each topic for ``subscribe(since=)``, or a mapping of topics, or
-        prefixes as in ``{"room/*": 100}``, to such numbers. All processes have to agree on it.
+        prefixes as in ``{"room/*": 100}``, to such numbers. All workers have to agree on it; a process that gevent
+        has not patched, such as a script, adds to the histories that there are.
     :param history_seconds: how long after its last message a topic's history is kept; None for ever.
     :param slow: what happens to a session with more than its ``write_limit`` waiting for its peer: ``"skip"`` leaves
         the message out for it, ``"close"`` closes it with 1013, so that its client can come back and ask for the rest.
