@@ -235,6 +235,15 @@ def cuts(ws: Any, environ: dict[str, Any]) -> None:
     note(f"cut {ws.receive()}")
 
 
+def leaves_behind(ws: Any, environ: dict[str, Any]) -> None:
+    """Ends while another greenlet, which has asked for the descriptor, waits for a message."""
+    sock = ws.handler.socket
+    sock.fileno()
+    gevent.spawn(lambda: note(f"left {ws.receive()} {sock.fileno()}"))
+    gevent.sleep(0)
+    sock.shutdown(2)
+
+
 def tunes(ws: Any, environ: dict[str, Any]) -> None:
     """What else apps do with the socket."""
     sock = ws.handler.socket
@@ -277,6 +286,7 @@ SOCKETS = {
     "/timeouts": timeouts, "/raises": raises, "/speaks-on": speaks_on, "/crowd": crowd, "/waits": waits,
     "/parks": parks, "/pushes": pushes, "/nothings": nothings, "/tells": tells, "/hooked/socket": echo,
     "/selects": selects, "/idles": idles, "/cuts": cuts, "/tunes": tunes, "/reads": reads, "/heads": heads,
+    "/leaves-behind": leaves_behind,
 }  # fmt: skip
 
 

@@ -378,6 +378,11 @@ class TestBetter:
             assert client.hear() == (CLOSE_FRAME, b"\x03\xe8")
         assert ours.events(1) == ["selected"]
 
+    def test_who_waits_behind_select_is_told_the_end_of_the_request(self, ours: Server) -> None:
+        with ours.client("/leaves-behind") as client:
+            assert client.rest() == b""
+        assert ours.events(1) == ["left None -1"]
+
     def test_what_is_the_sessions_own_is_told_of_the_socket(self, ours: Server) -> None:
         with ours.client("/reads") as client:
             client.hears("'recv' of a WebSocket's socket is its session's: use the WebSocket's own methods")

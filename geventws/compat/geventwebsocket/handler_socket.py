@@ -36,6 +36,7 @@ class HandlerSocket:
         self._session = session
         self._timeout: float | None = None
         self._ahead: _Ahead | None = None
+        self._over = False
 
     def settimeout(self, value: float | None) -> None:
         """Has `receive` give up a peer of which nothing comes for ``value`` seconds; None: it waits."""
@@ -48,7 +49,12 @@ class HandlerSocket:
     timeout = property(gettimeout, settimeout)
 
     def fileno(self) -> int:
-        """A descriptor for ``select`` and the like: readable while `receive` would not block, and always writable."""
+        """A descriptor for ``select`` and the like: readable while `receive` would not block, and always writable.
+
+        -1 when the request is over.
+        """
+        if self._over:
+            return -1
         if self._ahead is None:
             self._ahead = _Ahead(self._session)
         # Not beside one that receives by itself, as where a greenlet reads and another asks whether it may write.
@@ -90,6 +96,7 @@ class HandlerSocket:
 
     def ended(self) -> None:
         """Called when the request is over."""
+        self._over = True
         if self._ahead is not None:
             self._ahead.close()
 
@@ -116,7 +123,7 @@ class _Ahead:
             self._greenlet = gevent.spawn(self._run)
 
     def fileno(self) -> int:
-        """The descriptor; -1 when the request is over."""
+        """The descriptor."""
         return self._readable.fileno()
 
     def _run(self) -> None:
@@ -126,7 +133,8 @@ class _Ahead:
                 message = self._session.receive()
             except ConnectionClosed as error:
                 message = error
-            self._bytes.send(b"\0")
+            with suppress(OSError):
+                self._bytes.send(b"\0")
             self._messages.put(message)
 
     def receive(self, timeout: float | None) -> Any:
@@ -139,13 +147,16 @@ class _Ahead:
             # Readable for ever, as a socket at its end.
             self._messages.put(message)
             raise message
-        self._readable.recv(1)
+        with suppress(OSError):
+            self._readable.recv(1)
         return message
 
     def close(self) -> None:
-        """Lets go of the descriptors."""
+        """Lets go of the descriptors; whoever still waits, in a greenlet that the app has left behind, gets the end."""
         if self._greenlet is not None:
             self._greenlet.kill(block=False)
+            if not self._messages.full():
+                self._messages.put(ConnectionClosed(self._session.connection.ending()))
         with suppress(OSError):
             self._readable.close()
             self._bytes.close()
