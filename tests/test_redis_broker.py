@@ -1149,6 +1149,20 @@ def test_a_script_publishes(kind: str) -> None:
             broker.flush()
 
 
+@on_each_kind
+def test_a_history_outlives_the_messages_of_scripts_that_know_nothing_of_it(kind: str) -> None:
+    """How long it is kept they don't know either: as long as they would keep one, unless that is less."""
+    with running(kind) as server, server.client() as client, brokers(server.url, history=lambda topic: 0) as made:
+        script = made[0]
+        for topic, seconds in (("h10", 60.0), ("h100", 7200.0), ("h1000", None)):
+            with brokers(server.url, history_seconds=seconds) as (knowing, _):
+                knowing.publish(topic, 1, b"kept")
+            script.publish(topic, 1, b"kept as well")
+        short, long, endless = (client.pttl(f"test:{{{topic}}}:log") for topic in ("h10", "h100", "h1000"))
+        assert 60_000 < short <= 3_600_000 < long <= 7_200_000
+        assert endless == -1
+
+
 def received(count: int) -> list[int]:
     """In another process: what has come in, -1 for what is no number."""
     receiver = _kept["receiver"]

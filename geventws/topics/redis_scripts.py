@@ -43,19 +43,20 @@ PUBLISH = Script(
     + """
 local stream, channel, first = KEYS[1], KEYS[2], tonumber(ARGV[7])
 local last = last_id(stream)
-local kept, expires = ARGV[1], ARGV[2]
+local kept, expires, at_least = ARGV[1], ARGV[2], ''
 if kept == '0' then
   if not last then
     redis.call(ARGV[8], channel, ARGV[9])
     return
   end
   -- The next publisher who knows the numbers puts them right.
-  kept, expires = math.max(redis.call('XLEN', stream), 10000), ''
+  kept, expires, at_least = math.max(redis.call('XLEN', stream), 10000), '', ARGV[2]
 end
 local function add(kind, source, payload, settled)
   local id = last and string.match(last, '^%d+') .. '-*' or new_epoch() .. '-1'
   last = redis.call('XADD', stream, 'MAXLEN', '=', kept, id, 'k', kind, 's', source .. settled, 'p', payload)
   if expires ~= '' then redis.call('PEXPIRE', stream, expires) end
+  if at_least ~= '' then redis.call('PEXPIRE', stream, at_least, 'GT') end
   redis.call(ARGV[8], channel, '\\1' .. kind .. last .. ' ' .. source .. payload)
 end
 local function sequence(source)
