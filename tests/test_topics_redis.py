@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -262,6 +263,37 @@ def test_another_thread_publishes() -> None:
         wait_until(lambda: len(heard) == 1000)
         assert [int(message[:6]) for message in heard] == list(range(1000))
         assert two.statistics().lost == 0
+
+
+@patched
+def test_a_fork_does_not_publish_what_another_thread_has_handed_over() -> None:
+    get_original = gevent.monkey.get_original
+    with running(any_kind()) as server, shared(server) as (one, two):
+        heard: list[str | bytes] = []
+        two.listen("a", heard.append)
+        one.flush()
+        handed_over = get_original("_thread", "allocate_lock")()
+        handed_over.acquire()
+
+        def publish() -> None:
+            one.publish("a", "from a thread")
+            handed_over.release()
+
+        get_original("_thread", "start_new_thread")(publish, ())
+        handed_over.acquire()
+        child = os.fork()
+        if child == 0:
+            try:
+                gevent.reinit()
+                gevent.sleep(0.1)
+            finally:
+                assert one._broker is not None
+                os._exit(one._broker.started is not None)
+        assert os.waitpid(child, 0)[1] == 0
+        one.flush()
+        one.publish("a", "the end")
+        wait_until(lambda: "the end" in heard)
+        assert heard == ["from a thread", "the end"]
 
 
 @patched

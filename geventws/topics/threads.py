@@ -15,6 +15,7 @@ from gevent.monkey import get_original
 
 from geventws.errors import UsageError
 from geventws.protocol.shared import SharedMessage
+from geventws.transport import fork_count
 
 if TYPE_CHECKING:
     from geventws.topics.redis_broker import RedisBroker
@@ -48,6 +49,7 @@ class HomeThread:
     def __init__(self, publish: Callable[[str, SharedMessage], None], broker: RedisBroker | None) -> None:
         self._publish = publish
         self._broker = broker
+        self._forks = fork_count()
         #: Its hub and its number; None and 0 while it is not known.
         self.hub: Hub | None = None
         self.thread = 0
@@ -165,6 +167,9 @@ class HomeThread:
             raise
 
     def _go_on(self) -> bool:
+        if self._forks != fork_count():
+            # A fork of the process, whose parent publishes what waits; and the lock may be held there for ever.
+            return False
         with self._lock:
             if not self._waiting:
                 self._runs = False
