@@ -37,9 +37,6 @@ StartResponse = Callable[..., Callable[[bytes], object]]
 
 #: A field whose name has an underscore: whether it counts is for gunicorn's settings to say.
 _UNDERSCORE = re.compile(rb"\r\n[^:\r]*_")
-#: What an environ needs no more once the connection is taken: ways to write HTTP.
-_USELESS = ("wsgi.early_hints", "gunicorn.socket", "gunicorn.sock", "werkzeug.socket")
-
 #: Fields of requests that have more to them than an offer.
 _BEYOND_OFFERS = frozenset(("CONTENT_LENGTH", "HTTP_TRANSFER_ENCODING", "HTTP_EXPECT"))
 
@@ -271,8 +268,6 @@ class Exchange:
         else:
             read_ahead = self._rest
         sock, self.socket, self._rest = self.socket, None, b""
-        for key in _USELESS:
-            environ.pop(key, None)
         lighten(environ)
         return unwrap(sock), bytearray(read_ahead)
 

@@ -25,6 +25,9 @@ KEY = "geventws.upgrade"
 #: application hears of it.
 on_refusal: list[Callable[[dict[str, Any], int], object]] = []
 
+#: What an environ needs no more once the connection is taken: ways to write HTTP.
+_USELESS = ("wsgi.early_hints", "gunicorn.socket", "gunicorn.sock", "werkzeug.socket")
+
 #: What an environ has of a connection or a path that others have too. Their sessions share one string.
 _COMMON = ("PATH_INFO", "RAW_URI", "REMOTE_ADDR")
 
@@ -166,7 +169,12 @@ NO_INPUT = NoInput()
 
 
 def lighten(environ: dict[str, Any]) -> None:
-    """Has the environ of a taken connection, which lives as long as its session, take less memory."""
+    """Drops from the environ of a taken connection, which lives as long as its session, what only HTTP needs.
+
+    An app may have a copy of the server's, which is then lightened too.
+    """
+    for key in _USELESS:
+        environ.pop(key, None)
     environ["wsgi.input"] = NO_INPUT
     for key in _COMMON:
         value = environ.get(key)

@@ -281,12 +281,19 @@ def heads(ws: Any, environ: dict[str, Any]) -> None:
     ws.receive()
 
 
+def keeps(ws: Any, environ: dict[str, Any]) -> None:
+    """Which sockets of the server an environ has once the WebSocket is open, and keeps as long as that."""
+    ws.send("open")
+    ws.send(json.dumps([key for key in environ if key.endswith((".socket", ".sock"))]))
+    ws.receive()
+
+
 SOCKETS = {
     "/echo": echo, "/types": types, "/attributes": attributes, "/binary": binary, "/closes": closes, "/ends": ends,
     "/timeouts": timeouts, "/raises": raises, "/speaks-on": speaks_on, "/crowd": crowd, "/waits": waits,
     "/parks": parks, "/pushes": pushes, "/nothings": nothings, "/tells": tells, "/hooked/socket": echo,
     "/selects": selects, "/idles": idles, "/cuts": cuts, "/tunes": tunes, "/reads": reads, "/heads": heads,
-    "/leaves-behind": leaves_behind,
+    "/leaves-behind": leaves_behind, "/keeps": keeps,
 }  # fmt: skip
 
 

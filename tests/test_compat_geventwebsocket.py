@@ -383,6 +383,12 @@ class TestBetter:
             assert client.rest() == b""
         assert ours.events(1) == ["left None -1"]
 
+    def test_the_environ_of_an_open_websocket_has_no_other_way_to_the_socket(self, ours: Server) -> None:
+        with ours.client("/keeps") as client:
+            client.hears("open")
+            assert client.told() == []
+            client.bye()
+
     def test_what_is_the_sessions_own_is_told_of_the_socket(self, ours: Server) -> None:
         with ours.client("/reads") as client:
             client.hears("'recv' of a WebSocket's socket is its session's: use the WebSocket's own methods")
