@@ -17,7 +17,6 @@ from geventws.topics.redis_connections import (
     FAILURES,
     Address,
     Slots,
-    current_process,
     is_readable,
     load_scripts,
     reason,
@@ -38,7 +37,6 @@ class SynchronousLink:
     def __init__(self, owner: Synchronous) -> None:
         self._owner = owner
         self._connections: dict[Address, Any] = {}
-        self._process = current_process()
         self._rests_until = 0.0
         #: Why that attempt has failed.
         self._reason = ""
