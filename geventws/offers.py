@@ -331,7 +331,7 @@ def answer_offer(worker: Any, connection: list[Any], offer: tuple[dict[str, Any]
     began = datetime.now()
     worker.requests[gevent.getcurrent()] = (exchange.request, address)
     try:
-        worker.pre_request(worker, exchange.request)
+        worker.pre_request_hook(worker, exchange.request)
         worker.count_request()
         answer = exchange.run(worker.application_for_offer(), environ, late.start_response)
         if answer is not ALREADY_HANDLED:

@@ -137,8 +137,6 @@ class Worker(GeventWorker):  # type: ignore[misc]
         super().__init__(*arguments, **keywords)
         #: Whether a hook gets to see the responses.
         self.watches_responses = self.cfg.post_request is not PostRequest.default
-        #: The hook, which the configuration takes long to look up.
-        self.pre_request = self.cfg.pre_request
         self.peer_log = PeerLog(self.log.warning)
 
     @classmethod
@@ -183,6 +181,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Loads the application, and stands between it and gunicorn."""
         super().load_wsgi()
         socketio.install_if_used()
+        #: The hook, which the configuration takes long to look up; post_fork may have set it.
+        self.pre_request_hook = self.cfg.pre_request
         # What handlers raise belongs into the error log, where the application has not said otherwise.
         logger = logging.getLogger("geventws")
         if not logger.hasHandlers():

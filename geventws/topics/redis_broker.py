@@ -74,10 +74,8 @@ class RedisBroker:
 
     def here(self) -> Running:
         """What runs in this process, from now on at the latest; raises ``UsageError`` when closed. Never blocks."""
-        running = self._running
-        if running is None or self._process != current_process():
-            running = self._start()
-        return running
+        running = self.started
+        return self._start() if running is None else running
 
     def _start(self) -> Running:
         with self._starting:
