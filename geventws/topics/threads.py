@@ -138,7 +138,7 @@ class HomeThread:
                 return
             done = Event()
             self._waiting.append(done)
-        with Timeout(timeout, TimeoutError("flush")):
+        with Timeout(timeout, TimeoutError(f"what other threads publish was not sent within {timeout} s")):
             done.wait()
 
     def close(self) -> int:

@@ -144,11 +144,12 @@ class Server:
         """What every worker holds, without what only awaits collection."""
         found: dict[int, dict[str, Any]] = {}
         ends = time.monotonic() + DEADLINE
-        while set(found) != set(self.workers()):
-            assert time.monotonic() < ends, f"only {sorted(found)} of {self.workers()} answered"
+        # One that has answered may be replaced before the last one does.
+        while not set(found).issuperset(workers := self.workers()):
+            assert time.monotonic() < ends, f"only {sorted(found)} of {workers} answered"
             stats = self.stats(settled=True)
             found[stats["pid"]] = stats
-        return State(found)
+        return State({pid: found[pid] for pid in workers})
 
     def sample(self, pid: int | None = None) -> Sample:
         """What the kernel says of a worker, by default the only one."""
@@ -300,7 +301,7 @@ def _await_service(server: Server, workers: int) -> None:
     if server.name in OURS:
         # Every worker has answered, so that none is still starting, and has what the first session of a worker makes.
         met: set[int] = set()
-        while met != set(server.workers()):
+        while not met.issuperset(server.workers()):
             with server.client("/echo"):
                 met |= {pid for pid, stats in server.state().stats.items() if stats["sessions"]}
 
