@@ -21,7 +21,7 @@ import geventws
 from geventws import Topics, dashboard
 from tests.faces import Face, MakeFace, PlainFace, either, fetch, refused
 from tests.peer import Peer, serving, wait_until
-from tests.programs import PATIENCE, development_server, gunicorn_server
+from tests.programs import PATIENCE, Program, development_server, gunicorn_server
 from tests.wire import frame
 
 
@@ -454,7 +454,11 @@ def test_sessions_of_another_worker(tmp_path: Path) -> None:
     with redis_server.running(redis_server.any_kind()) as redis, ExitStack() as stack:
         (tmp_path / "app.py").write_text(APP.format(url=redis.url))
         options = ("-k", "geventws.Worker", "-w", "2")
-        address, _ = stack.enter_context(gunicorn_server("app:app", *options, directory=tmp_path))
+        programs: list[Program] = []
+        # When they have ended, for who has to find out why this failed.
+        stack.callback(lambda: print(*(line for program in programs for line in program.rest()), sep="\n"))
+        address, program = stack.enter_context(gunicorn_server("app:app", *options, directory=tmp_path))
+        programs.append(program)
         clients: dict[int, ClientConnection] = {}
         while len(clients) < 2:
             client = stack.enter_context(connect(f"ws://{address}/echo", proxy=None))
