@@ -21,7 +21,7 @@ from geventws.errors import ConnectionClosed, HandshakeError, ProtocolError, Usa
 from geventws.frames import NORMAL_CLOSURE, CloseCode, CloseReason, may_be_sent
 from geventws.peer_log import format_address
 from geventws.protocol.handshake import is_upgrade, negotiate, read_handshake, response_head
-from geventws.session import DefaultWebSocketSession, WebSocketSession
+from geventws.session import DefaultWebSocketSession, HeaderFields, WebSocketSession
 from geventws.settings import Settings
 from geventws.switching import current
 from geventws.tls import transport_of
@@ -166,12 +166,7 @@ class ServerCall:
         """Reports, once, what the handler of this name raised after the 101."""
         log.error("the handler %s failed, %s", name, self.described, exc_info=error)
 
-    def accept(
-        self,
-        session: WebSocketSession,
-        protocol: str | None,
-        headers: Mapping[str, str] | Sequence[tuple[str, str]],
-    ) -> None:
+    def accept(self, session: WebSocketSession, protocol: str | None, headers: HeaderFields) -> None:
         """Sends the 101 and opens the session's connection."""
         handshake = self._unanswered()
         if protocol is not None and protocol not in handshake.protocols:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from os import urandom
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,7 +16,7 @@ from geventws.dialing import read_head, read_refusal
 from geventws.errors import HandshakeRefused, UsageError
 from geventws.frames import CloseCode
 from geventws.protocol.client_handshake import ResponseHeadBuffer, check_response, header_pairs, request_head
-from geventws.session import DefaultWebSocketSession, WebSocketSession
+from geventws.session import DefaultWebSocketSession, HeaderFields, WebSocketSession
 from geventws.settings import Settings, unknown_option
 from geventws.tls import transport_of
 from geventws.upgrade import unwrap
@@ -59,12 +59,7 @@ class ClientCall:
         #: The header fields of the 101.
         self.headers = Headers()
 
-    def accept(
-        self,
-        session: WebSocketSession,
-        protocol: str | None,
-        headers: Mapping[str, str] | Sequence[tuple[str, str]],
-    ) -> None:
+    def accept(self, session: WebSocketSession, protocol: str | None, headers: HeaderFields) -> None:
         """A client's session is open from the start."""
         raise UsageError("a client's session needs no accept()")
 
@@ -120,7 +115,7 @@ class Offer:
         host: str,
         *,
         protocols: Sequence[str] | None = (),
-        headers: Mapping[str, str] | Sequence[tuple[str, str]] | None = (),
+        headers: HeaderFields | None = (),
         origin: str | None = None,
         extensions: Sequence[ClientExtension] = (),
         max_head_size: int = 64 * 1024,

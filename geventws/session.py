@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["DefaultWebSocketSession", "WebSocketSession"]
 
 BytesLike = bytes | bytearray | memoryview
+#: Header fields that a caller gives; pairs where a name stands more than once.
+HeaderFields = Mapping[str, str] | Sequence[tuple[str, str]]
 
 T = TypeVar("T")
 R = TypeVar("R", covariant=True)
@@ -46,12 +48,7 @@ class Call(Protocol):
         """The peer's socket address."""
         ...
 
-    def accept(
-        self,
-        session: WebSocketSession,
-        protocol: str | None,
-        headers: Mapping[str, str] | Sequence[tuple[str, str]],
-    ) -> None:
+    def accept(self, session: WebSocketSession, protocol: str | None, headers: HeaderFields) -> None:
         """Sends the 101 and opens the session's connection."""
         ...
 

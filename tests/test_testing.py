@@ -93,6 +93,25 @@ def make_app() -> geventws.WebSockets:
 app = make_app()
 
 
+def blocking(block: Callable[[], object]) -> geventws.WebSockets:
+    """An app whose handler calls ``block`` when it has a message."""
+    made = geventws.WebSockets()
+
+    @made.route("/")
+    def wait(session: Any) -> None:
+        session.receive()
+        block()
+
+    return made
+
+
+@pytest.fixture
+def interrupts_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What blocks the thread is interrupted after a moment."""
+    monkeypatch.setattr("geventws.interrupting.GRACE", SHORT)
+    monkeypatch.setattr("geventws.interrupting.INTERVAL", SHORT)
+
+
 class TestConversations:
     def test_messages_both_ways(self) -> None:
         with connect(app, "/echo") as ws:
@@ -309,50 +328,24 @@ class TestFailures:
     @pytest.mark.parametrize(
         "block", [lambda: time.sleep(3600), lambda: queue.Queue[int]().get()], ids=["time.sleep", "queue.Queue"]
     )
-    def test_a_handler_that_blocks_the_thread(
-        self, monkeypatch: pytest.MonkeyPatch, block: Callable[[], object]
-    ) -> None:
-        monkeypatch.setattr("geventws.interrupting.GRACE", SHORT)
-        monkeypatch.setattr("geventws.interrupting.INTERVAL", SHORT)
-        blocking = geventws.WebSockets()
-
-        @blocking.route("/")
-        def wait(session: Any) -> None:
-            session.receive()
-            block()
-
+    def test_a_handler_that_blocks_the_thread(self, interrupts_soon: None, block: Callable[[], object]) -> None:
         with (
             pytest.raises(geventws.UsageError, match=r"monkey\.patch_all\(\)") as raised,
-            connect(blocking, receive_timeout=SHORT) as ws,
+            connect(blocking(block), receive_timeout=SHORT) as ws,
         ):
             ws.send("go")
             ws.receive()
         assert "block()" in [entry.line for entry in traceback.extract_tb(raised.value.__traceback__)]
 
-    def test_a_handler_that_blocks_the_thread_while_the_test_waits_for_the_end(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("geventws.interrupting.GRACE", SHORT)
-        monkeypatch.setattr("geventws.interrupting.INTERVAL", SHORT)
-        blocking = geventws.WebSockets()
-
-        @blocking.route("/")
-        def wait(session: Any) -> None:
-            session.receive()
-            time.sleep(3600)
-
+    def test_a_handler_that_blocks_the_thread_while_the_test_waits_for_the_end(self, interrupts_soon: None) -> None:
         with (
             pytest.raises(geventws.UsageError, match=r"monkey\.patch_all\(\)"),
-            connect(blocking, receive_timeout=SHORT) as ws,
+            connect(blocking(lambda: time.sleep(3600)), receive_timeout=SHORT) as ws,
         ):
             ws.send("go")
             ws.wait_closed()
 
-    def test_what_blocks_the_thread_within_a_framework_that_answers_errors(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("geventws.interrupting.GRACE", SHORT)
-        monkeypatch.setattr("geventws.interrupting.INTERVAL", SHORT)
+    def test_what_blocks_the_thread_within_a_framework_that_answers_errors(self, interrupts_soon: None) -> None:
         pages = flask.Flask(__name__)
         FlaskWebSockets(pages)
         pages.before_request(lambda: time.sleep(3600))
